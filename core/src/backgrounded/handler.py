@@ -1,0 +1,237 @@
+"""What is a handler, and what does a worker tell the core?
+
+This is the contract between the core and an engine's adapter. A handler hands calls over; everything beyond
+`enqueue` is optional and is found by its feature. In the worker the adapter calls `backgrounded.perform(wire,
+delivery)` and carries out, with its engine's own means, what the core decides: the result, `Again`, `Keep`, `Skip`,
+or the method's own exception, which means *fail*.
+
+A minimal handler:
+
+    class Printer:
+        protocol = 1
+        features = frozenset({Feature.QUEUES})
+
+        def enqueue(self, call):
+            print(call.wire)
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+
+from .calls import Call
+from .errors import JobFailed, PerformError, type_name
+
+PROTOCOL: Final = 1
+"""The version of this contract. It changes when an adapter written for it would stop working."""
+
+
+class Feature(str, Enum):
+    """What a handler keeps beyond "run this". What it does not name is refused at the call."""
+
+    QUEUES = "queues"
+    DELAY = "delay"
+    PRIORITY = "priority"
+    RETRY = "retry"
+    RETRY_WAIT = "retry_wait"
+    TIMEOUT = "timeout"
+    EXPIRES = "expires"
+    UNIQUE = "unique"
+    RESULTS = "results"
+    RESULT_TTL = "result_ttl"
+    STATE = "state"
+    CANCEL = "cancel"
+    BULK = "bulk"
+    NATIVE = "native"
+    KEPT = "kept"
+    WORKER = "worker"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+OPTION_FEATURES: Final[Mapping[str, Feature]] = {
+    "queue": Feature.QUEUES,
+    "delay": Feature.DELAY,
+    "at": Feature.DELAY,
+    "priority": Feature.PRIORITY,
+    "retry": Feature.RETRY,
+    "timeout": Feature.TIMEOUT,
+    "expires": Feature.EXPIRES,
+    "unique": Feature.UNIQUE,
+    "result_ttl": Feature.RESULT_TTL,
+    "native": Feature.NATIVE,
+}
+"""Which feature keeps which option. `after_commit` and `handler` are the core's own and need none."""
+
+
+class State(str, Enum):
+    """Where a job is. `unknown` means that the engine cannot tell (any more)."""
+
+    DEFERRED = "deferred"
+    DROPPED = "dropped"
+    UNSENT = "unsent"
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DISCARDED = "discarded"
+    ABORTED = "aborted"
+    KEPT = "kept"
+    UNKNOWN = "unknown"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job will not change any more by itself."""
+        return self in _ENDED
+
+
+_ENDED: Final = frozenset(
+    {
+        State.DROPPED,
+        State.UNSENT,
+        State.SUCCEEDED,
+        State.FAILED,
+        State.CANCELLED,
+        State.EXPIRED,
+        State.DISCARDED,
+        State.ABORTED,
+        State.KEPT,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Guarantees:
+    """What a handler promises, for machines. The defaults promise nothing.
+
+    `delivery` is "at-least-once", "at-most-once" or "none"; `durable_publish` whether an accepted job survives the
+    broker's death; `recovery_s` the seconds after which a job of a dead worker runs again (None: unknown or never);
+    `clock` whether clocks that differ are harmless; `dedupe` whether handing the same id over twice runs it once.
+    `notes` are sentences about the conditions.
+    """
+
+    delivery: str = "none"
+    durable_publish: bool = False
+    recovery_s: float | None = None
+    clock: bool = False
+    dedupe: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What only the adapter knows about one run.
+
+    `handler` is the configured alias that the job came by; `attempt` counts from 1 and counts failures of the method
+    only; `deaths` counts workers that died on this job (None: the engine does not say); `deadline` is the moment, in
+    seconds since the epoch, at which the engine stops the run.
+    """
+
+    handler: str = "default"
+    queue: str | None = None
+    attempt: int = 1
+    deaths: int | None = None
+    engine_id: str | None = None
+    deadline: float | None = None
+    redelivered: bool = False
+
+
+class Verdict(Exception):
+    """What the core decided about a run that did not succeed. Adapters catch its three kinds."""
+
+
+class Again(Verdict):
+    """Run the job again in so many `seconds` (0: at once). The cause is the error."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"again in {seconds:g} seconds")
+
+
+class Keep(Verdict):
+    """Set the job aside with its payload, without expiry, and do not run it again by itself.
+
+    `reason` is a sentence for people, `code` a stable word for machines; the cause is the PerformError.
+    """
+
+    def __init__(self, reason: str, code: str = PerformError.code) -> None:
+        self.reason = reason
+        self.code = code
+        super().__init__(reason)
+
+
+class Skip(Verdict):
+    """Acknowledge the job and do not run it: it ends in `state` (expired, cancelled, discarded or aborted)."""
+
+    def __init__(self, state: str) -> None:
+        self.state = State(state)
+        super().__init__(f"skipped: {self.state}")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A job that was set aside: its id, the reason, and the wire as it came (a tree or bytes)."""
+
+    id: str
+    reason: str
+    wire: Any
+    name: str | None = None
+    code: str = PerformError.code
+
+
+@runtime_checkable
+class Handler(Protocol):
+    """An object that hands jobs to one engine. It holds no state of a single call.
+
+    `protocol` is the literal 1 on the class; `features` what it keeps; `enqueue` hands one call over and returns the
+    engine's own id, or None. An engine that cannot be reached is an EnqueueError with the cause kept.
+
+    Optional, found by feature: `needs: Mapping[Feature, str]` (what a worker must be started with for a feature),
+    `guarantees: Guarantees`, `priority_levels: int`, `default_queue: str`, and the methods
+
+        enqueue_many(calls) -> list[str | None]      BULK; raises BatchError
+        state(id) -> State                           STATE
+        result(id, timeout) -> tree                  RESULTS; raises JobFailed, ResultTimeout, NoResult
+        cancel(id) -> bool                           CANCEL
+        kept() -> Iterable[Kept], replay(id), forget(id)     KEPT
+        check(call) -> None                          refuse a call before it is sent, beyond its features
+        worker_command(queues) -> list[str]          WORKER
+
+    All of them take our id.
+    """
+
+    protocol: ClassVar[int]
+    features: frozenset[Feature]
+
+    def enqueue(self, call: Call) -> str | None: ...
+
+
+def kept_options(features: Sequence[Feature] | frozenset[Feature]) -> list[str]:
+    """The names of the options that a handler with these features keeps."""
+    return [option for option, feature in OPTION_FEATURES.items() if feature in features]
+
+
+LONGEST_TRACEBACK: Final = 16_384
+
+
+def failure_record(error: BaseException) -> dict[str, str]:
+    """A failure as plain text, ready for any store: type, message, traceback (bounded, without locals)."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return {"type": type_name(error), "message": str(error), "traceback": text[-LONGEST_TRACEBACK:]}
+
+
+def failure_from(record: Mapping[str, Any]) -> JobFailed:
+    """The error to raise for a stored failure. Nothing is looked up by the names in it."""
+    found = record.get("traceback")
+    return JobFailed(str(record.get("type", "")), str(record.get("message", "")), None if found is None else str(found))

