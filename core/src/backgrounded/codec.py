@@ -47,6 +47,7 @@ ARGS_METHOD: Final = "__backgrounded_args__"
 """The method that tells from which arguments an object is built again: it returns `(args, kwargs)`."""
 
 _DEEPEST: Final = 128
+_LEAST_KEY: Final = 32  # the envelope's own keys must fit
 _INT_DIGITS: Final = 4096
 _INT_BOUND: Final = 2**63
 _ENVELOPE_LEVEL: Final = 1
@@ -83,8 +84,9 @@ class Limits:
     def __post_init__(self) -> None:
         for item in fields(self):
             number = getattr(self, item.name)
-            if type(number) is not int or number < 1:
-                raise ConfigurationError(f"limits: {item.name} must be a whole number of at least 1.")
+            least = _LEAST_KEY if item.name == "key" else 1
+            if type(number) is not int or number < least:
+                raise ConfigurationError(f"limits: {item.name} must be a whole number of at least {least}.")
         if self.depth > _DEEPEST:
             raise ConfigurationError(f"limits: depth must be at most {_DEEPEST}, or Python's own stack would overflow.")
 
@@ -115,8 +117,8 @@ class Envelope:
     headers: dict[str, Any] = field(repr=False)
     created: float | None
     options: Mapping[str, Any]
-    name: str = ""
-    """The readable whole, "shop.models.User.do_stuff": for people only, nothing is looked up under it."""
+    name: str | None = None
+    """The readable whole, where the target does not tell it: for people only, nothing is looked up under it."""
 
 
 class Codec:
@@ -135,7 +137,10 @@ class Codec:
             self.add(converter)
 
     def add(self, converter: Converter) -> None:
-        """Register a converter; one with the same tag, or for the same type, is replaced. Raises ConfigurationError."""
+        """Register a converter in place of one with the same tag. Raises ConfigurationError.
+
+        A second tag for a type is written from now on, and the first one still read.
+        """
         _check_converter(converter)
         old = self._by_tag.get(converter.tag)
         if old is not None and self._by_type.get(old.type) is old:
@@ -166,6 +171,12 @@ class Codec:
     def encode(self, value: Any, path: str) -> Any:
         """A value (a header, a result) as a tree."""
         return _Encoder(self).encode(value, path, _VALUE_LEVEL)
+
+    def encode_headers(self, headers: Mapping[str, Any]) -> dict[str, Any]:
+        """The headers of a call as trees, for `decode_headers`. Raises EncodeError."""
+        if any(type(name) is not str for name in headers):
+            raise EncodeError("headers", "the names of headers must be strings")
+        return _Encoder(self)._members(headers, "headers", _FIELD_LEVEL)
 
     def encode_target(self, obj: Any, path: str = "target") -> dict[str, Any]:
         """The reference of a target, with one key: class, module, service, ref, built or value.
@@ -215,14 +226,15 @@ class Codec:
         _check_tree([(headers, _FIELD_LEVEL)], self.limits, "headers")
         return _Decoder(self).members(headers, "headers")
 
-    def decode_target(self, ref: Mapping[str, Any]) -> Any:
+    def decode_target(self, ref: Mapping[str, Any], method: str | None = None) -> Any:
         """The class, module or object behind a reference. Raises PerformErrors.
 
-        Whether its methods may be called is left to `Names.admitted`.
+        Whether its methods may be called is left to `Names.admitted`, with one exception: no constructor runs for a
+        `method` that may not be called, or, where none is given, for a class that has not opted in.
         """
         tree = dict(ref) if isinstance(ref, Mapping) else ref
         _check_tree([(tree, _FIELD_LEVEL)], self.limits, "target")
-        return _Decoder(self).target(tree)
+        return _Decoder(self, method).target(tree)
 
 
 def _check_converter(converter: Converter) -> None:
@@ -588,14 +600,16 @@ def _enum_shape(tag: str, cls: Any) -> _Shape:
 
 
 def _namedtuple_shape(tag: str, cls: Any) -> _Shape:
-    return _Shape(tag, {name: name for name in cls._fields}, verify=True)
+    maker = next(base for base in cls.__mro__ if "__new__" in vars(base))
+    return _Shape(tag, {name: name for name in cls._fields}, verify="_fields" not in vars(maker))
 
 
 def _dataclass_shape(tag: str, cls: Any) -> _Shape:
     names = {item.name: item.name for item in fields(cls)}
     closed = [item.name for item in fields(cls) if not item.init]
     problem = f"its field {closed[0]} is not taken by its constructor (init=False)" if closed else ""
-    return _Shape(tag, names, problem=problem, verify=_has(cls, "__post_init__"))
+    changes = _has(cls, "__post_init__") or _has(cls, "__pydantic_validator__")
+    return _Shape(tag, names, problem=problem, verify=changes)
 
 
 def _attrs_shape(tag: str, cls: Any) -> _Shape:
@@ -612,6 +626,8 @@ def _struct_shape(tag: str, cls: Any) -> _Shape:
 
 
 def _model_shape(tag: str, cls: Any) -> _Shape:
+    if not cls.__pydantic_complete__:
+        cls.model_rebuild(raise_errors=False)
     words = {name: _validation_word(cls, name, declared) for name, declared in _model_fields(cls).items()}
     bad = [name for name, word in words.items() if word is None]
     problem = f"its field {bad[0]} has no plain alias for validation (AliasPath)" if bad else ""
@@ -646,7 +662,7 @@ _KINDS: Final[dict[str, tuple[Callable[[type], bool], Callable[[str, Any], _Shap
     "$pydantic": (_is_model, _model_shape),
     "$msgspec": (lambda cls: _has(type(cls), "__struct_fields__"), _struct_shape),
 }
-"""Kinds of classes whose instances are their fields, told by what their libraries, never imported here, leave on them."""
+"""Kinds of classes whose instances are their fields, told by what their libraries, not imported here, leave on them."""
 
 
 def _is_blank(obj: Any) -> bool:
@@ -709,7 +725,7 @@ class _Encoder:
         """The reference of a target."""
         if issubclass(type(obj), type):
             return {"class": self._name(obj, path)}
-        if isinstance(obj, ModuleType):
+        if issubclass(type(obj), ModuleType):
             return {"module": self._module(obj, path)}
         if (service := self._service(obj)) is not None:
             return {"service": self._text(service, path)}
@@ -788,7 +804,7 @@ class _Encoder:
         self.nodes += count
         self.size += _NODE_BYTES * (count + 1)
         if self.nodes > self.limits.nodes:
-            self._fail(path, f"the arguments hold more than {self.limits.nodes} values")
+            self._fail(path, f"with this, it holds more than {self.limits.nodes} values in all")
 
     def _items(self, items: Any, path: _Path, depth: int) -> list[Any]:
         self._enter(len(items), path, depth)
@@ -797,11 +813,11 @@ class _Encoder:
             for index, item in enumerate(items)
         ]
 
-    def _members(self, items: Mapping[str, Any], path: _Path, depth: int) -> dict[str, Any]:
-        self._enter(2 * len(items), path, depth)
-        self.nodes -= len(items)
+    def _members(self, items: Mapping[str, Any], path: _Path, depth: int, template: str = "[{!r}]") -> dict[str, Any]:
+        self._enter(len(items), path, depth)
+        self.size += _NODE_BYTES * len(items)
         return {
-            self._key(key, path): self.encode(item, (path, "[{!r}]", key), depth + 1) for key, item in items.items()
+            self._key(key, path): self.encode(item, (path, template, key), depth + 1) for key, item in items.items()
         }
 
     def _mapping(self, value: dict[Any, Any], path: _Path, depth: int) -> dict[str, Any]:
@@ -864,17 +880,11 @@ class _Encoder:
         if shape.tag == "$enum":
             return self._tagged(shape.tag, [name, self._member(value, path, depth + 2)], path, depth)
         taken, unset = self._try(path, shape.take, value)
-        trees = self._fields(taken, path, depth + 2)
+        trees = self._members(taken, path, depth + 2, ".{}")
         payload = [name, trees, self._items(unset, path, depth + 2)] if unset else [name, trees]
         if shape.verify and self.verify:
             self._verify(shape, value, taken, unset, payload, path, depth)
         return self._tagged(shape.tag, payload, path, depth)
-
-    def _fields(self, taken: Mapping[str, Any], path: _Path, depth: int) -> dict[str, Any]:
-        self._enter(2 * len(taken), path, depth)
-        return {
-            self._key(name, path): self.encode(item, (path, ".{}", name), depth + 1) for name, item in taken.items()
-        }
 
     def _member(self, value: Any, path: _Path, depth: int) -> Any:
         if type(value).__members__.get(value._name_) is value:
@@ -888,7 +898,8 @@ class _Encoder:
     ) -> None:
         """Build the value as a worker will, and compare: its class has code that might change it."""
         cls = type(value)
-        twin = self._ask(path, f"building a {_type_name(cls)} again from its fields", shape.build, cls, taken, unset)
+        copies = {name: _copied(item) for name, item in taken.items()}
+        twin = self._ask(path, f"building a {_type_name(cls)} again from its fields", shape.build, cls, copies, unset)
         again = _Encoder(self.codec, verify=False)._shaped(shape, twin, path, depth)
         if type(twin) is not cls or encode_json(again[shape.tag]) != encode_json(payload):
             self._fail(
@@ -1011,6 +1022,16 @@ def _looks_tagged(tree: Mapping[Any, Any]) -> bool:
     return len(tree) == 1 and next(iter(tree)).startswith("$") is True
 
 
+def _copied(value: Any) -> Any:
+    """A value whose plain containers are copies, for a constructor that might change them."""
+    kind = type(value)
+    if kind is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    if kind in (list, tuple):
+        return kind(map(_copied, value))
+    return kind(value) if kind in (set, bytearray) else value
+
+
 def _is_arguments(given: Any) -> bool:
     pair = isinstance(given, tuple) and len(given) == 2
     return pair and isinstance(given[0], (tuple, list)) and isinstance(given[1], Mapping)
@@ -1041,7 +1062,7 @@ def _parse(wire: bytes, limits: Limits) -> Any:
     """The JSON of a wire, strictly: one UTF-8 object, no key twice, no NaN, nothing deeper than allowed."""
     if not wire.startswith(b"{"):
         raise DecodeError("does not begin with { and so is not one of ours")
-    _check_nesting(wire, limits.depth)
+    _check_shape(wire, limits)
     try:
         return _JSON.decode(wire.decode("utf-8"))
     except DecodeError:
@@ -1050,23 +1071,24 @@ def _parse(wire: bytes, limits: Limits) -> Any:
         raise DecodeError("is not valid UTF-8 JSON") from None
 
 
-def _check_nesting(wire: bytes, depth: int) -> None:
-    """Raise DecodeError if brackets outside of strings nest deeper; before parsing, which would overflow the stack.
+def _check_shape(wire: bytes, limits: Limits) -> None:
+    """Raise DecodeError if there are too many values, or brackets nest too deep: a parser would overflow the stack.
 
-    Each round takes away the innermost pairs, so that `depth` rounds must leave nothing. Escapes go first, so that a
-    string is what stands between two quotes.
+    Escapes go first, so that strings are what stands between quotes: every second part. Each round takes away the
+    innermost pairs of brackets, so that `depth` rounds must leave nothing.
     """
-    bare = _JSON_STRING.sub(b"", wire.replace(b"\\\\", b"").replace(b'\\"', b""))
+    bare = b"".join(wire.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    if bare.count(b",") > 2 * limits.nodes:
+        raise DecodeError(f"holds more than {limits.nodes} values")
     brackets = bare.translate(_TO_BRACKETS, _NO_BRACKETS)
-    for _ in range(depth):
+    for _ in range(limits.depth):
         if not brackets:
             return
         brackets = brackets.replace(b"[]", b"")
     if brackets:
-        raise DecodeError(f"nests deeper than {depth} levels, or its brackets do not match")
+        raise DecodeError(f"nests deeper than {limits.depth} levels, or its brackets do not match")
 
 
-_JSON_STRING: Final = re.compile(rb'"[^"]*"?')
 _TO_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"{}[]"))
 
@@ -1166,21 +1188,13 @@ def _read_envelope(tree: dict[Any, Any], limits: Limits) -> Envelope:
     _check_version(tree.get("v"))
     args, kwargs = tree.get("args", []), tree.get("kwargs", {})
     _check_arguments(args, kwargs, limits)
-    known = {name: tree.get(name, default) for name, (default, _, _) in _FIELDS.items()}
-    for name, (_, check, what) in _FIELDS.items():
+    known: dict[str, Any] = {"headers": {}, "options": {}}
+    for name, (check, what) in _FIELDS.items():
+        known[name] = tree.get(name, known.get(name))
         _expect(check(known[name]), name, what)
     known["options"] = _read_options(known["options"])
-    known["name"] = known["name"] or _readable_name(known["target"], known["method"])
     created = known.pop("at")
     return Envelope(v=tree["v"], args=args, kwargs=kwargs, created=None if created is None else float(created), **known)
-
-
-def _readable_name(target: dict[str, Any], method: str) -> str:
-    ((kind, payload),) = target.items()
-    named = payload[0] if kind == "built" and type(payload) is list and payload else payload
-    if kind not in ("class", "module", "built") or type(named) is not str or not _NAME.fullmatch(named):
-        return method
-    return f"{named.replace(':', '.')}.{method}"
 
 
 def _check_version(version: Any) -> None:
@@ -1203,19 +1217,16 @@ def _is_text(value: Any) -> bool:
     return type(value) is str and value != ""
 
 
-_NAME: Final = re.compile(r"[\w.:]{1,512}")
-
-_FIELDS: Final[dict[str, tuple[Any, Callable[[Any], bool], str]]] = {
-    "id": (None, lambda v: type(v) is str and _JOB_ID.fullmatch(v) is not None, "1 to 128 of A-Z a-z 0-9 _ -"),
-    "target": (None, lambda v: type(v) is dict and len(v) == 1, "an object with exactly one key"),
-    "method": (None, lambda v: type(v) is str and v.isidentifier(), "an identifier"),
-    "name": (None, lambda v: v is None or type(v) is str, "a text or null"),
-    "headers": ({}, lambda v: type(v) is dict, "an object"),
-    "at": (None, lambda v: v is None or _is_number(v), "a number of seconds or null"),
-    "options": ({}, lambda v: type(v) is dict, "an object"),
-    "name": ("", lambda v: type(v) is str and len(v) <= 1024 and v.isprintable(), "a printable name"),
+_FIELDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "id": (lambda v: type(v) is str and _JOB_ID.fullmatch(v) is not None, "1 to 128 of A-Z a-z 0-9 _ -"),
+    "target": (lambda v: type(v) is dict and len(v) == 1, "an object with exactly one key"),
+    "method": (lambda v: type(v) is str and v.isidentifier(), "an identifier"),
+    "headers": (lambda v: type(v) is dict, "an object"),
+    "at": (lambda v: v is None or _is_number(v), "a number of seconds or null"),
+    "options": (lambda v: type(v) is dict, "an object"),
+    "name": (lambda v: v is None or (type(v) is str and len(v) <= 1024 and v.isprintable()), "a printable name"),
 }
-"""The fields of an envelope: default, check, and what the check wants."""
+"""The fields of an envelope beside its version and arguments: check, and what the check wants."""
 
 
 def _read_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -1277,9 +1288,10 @@ _OPTIONS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
 class _Decoder:
     """Decodes trees that `_check_tree` has passed: their types are JSON's, their depth and sizes bounded."""
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, method: str | None = None) -> None:
         self.codec = codec
         self.names = codec.names
+        self.method = method
 
     def arguments(
         self, args: list[Any], kwargs: dict[str, Any], args_path: _Path, kwargs_path: _Path
@@ -1333,7 +1345,7 @@ class _Decoder:
 
     def _set(self, tag: str, payload: Any, path: _Path) -> Any:
         items = self._items(self._list(payload, path), path)
-        value = self._make(path, "a set of its elements", set if tag == "$set" else frozenset, items)
+        value = self._make(path, "a set of its elements", lambda: set(items) if tag == "$set" else frozenset(items))
         if len(value) != len(items):
             self._fail(path, "has an element twice")
         return value
@@ -1342,7 +1354,7 @@ class _Decoder:
         pairs = [self._list(pair, path, 2) for pair in self._list(payload, path)]
         places: list[_Path] = [(path, "[key {}]", index) for index in range(len(pairs))]
         items = [(self.decode(pair[0], at), self.decode(pair[1], at)) for pair, at in zip(pairs, places, strict=True)]
-        value: dict[Any, Any] = self._make(path, "a dict of its keys", dict, items)
+        value: dict[Any, Any] = self._make(path, "a dict of its keys", lambda: dict(items))
         if len(value) != len(items):
             self._fail(path, "has a key twice")
         return value
@@ -1367,7 +1379,8 @@ class _Decoder:
         converter = self.codec._by_tag.get(name) if type(name) is str else None
         if converter is None:
             self._fail(path, "needs a converter that is not registered in this worker")
-        return self._make(path, f"the converter {converter.tag!r}", converter.decode, self.decode(tree, path))
+        value = self.decode(tree, path)
+        return self._make(path, f"the converter {converter.tag!r}", lambda: converter.decode(value))
 
     def _enum(self, tag: str, payload: Any, path: _Path) -> Any:
         name, tree = self._list(payload, path, 2)
@@ -1376,7 +1389,7 @@ class _Decoder:
         if type(member) is str and member in cls.__members__:
             return cls.__members__[member]
         if type(member) is int and issubclass(cls, Flag):
-            return self._make(path, "its enum", cls, member)
+            return self._make(path, "its enum", lambda: cls(member))
         self._fail(path, "names a member that its enum does not have")
 
     def _shape(self, tag: str, payload: Any, path: _Path) -> Any:
@@ -1385,7 +1398,7 @@ class _Decoder:
         if shape.problem or not shape.accepts(cls, trees) or not set(unset) <= trees.keys():
             self._fail(path, "does not have the fields of its class in this worker")
         taken = {key: self.decode(tree, (path, " (field {})", n)) for n, (key, tree) in enumerate(trees.items())}
-        value = self._make(path, "the constructor of its class", shape.build, cls, taken, unset)
+        value = self._make(path, "the constructor of its class", lambda: shape.build(cls, taken, unset))
         if type(value) is not cls:
             self._fail(path, "was built as something else")
         return value
@@ -1399,7 +1412,7 @@ class _Decoder:
 
     def _shaped_class(self, tag: str, name: Any, path: _Path) -> tuple[Any, _Shape]:
         cls = self.names.find_class(self._string(name, path))
-        plan = _plan(cls)
+        plan = self._make(path, "looking at its class", lambda: _plan(cls))
         if not isinstance(plan, _Shape) or plan.tag != tag:
             self._fail(path, f"names a class that is not of the kind {tag[1:]}")
         return cls, plan
@@ -1422,7 +1435,7 @@ class _Decoder:
             self._fail(path, "is not a class and its arguments")
         _check_keywords(args, kwargs, self.codec.limits, _render(path))
         args, kwargs = self.arguments(args, kwargs, (path, ".args{}", ""), (path, ".kwargs{}", ""))
-        return self._make(path, "the constructor of its class", cls, *args, **kwargs)
+        return self._make(path, "the constructor of its class", lambda: cls(*args, **kwargs))
 
     def _reference(self, tag: str, payload: Any, path: _Path) -> Any:
         name, tree = self._list(payload, path, 2)
@@ -1455,10 +1468,17 @@ class _Decoder:
 
     def _target_built(self, payload: Any, path: _Path) -> Any:
         name, args, kwargs = self._list(payload, path, 3)
-        cls = self.names.find_class(self._string(name, path))
+        cls = self._buildable_class(self._string(name, path))
         if not (_has(cls, ARGS_METHOD) or (_loses_nothing(cls) and args == [] and kwargs == {})):
             self._fail(path, f"names a class without {ARGS_METHOD}")
         return self._build(cls, payload, path)
+
+    def _buildable_class(self, name: str) -> Any:
+        if self.method is None:
+            return self.names.find_admitted_class(name)
+        cls = self.names.find_class(name)
+        self.names.admitted(cls, self.method)
+        return cls
 
     def _target_value(self, payload: Any, path: _Path) -> Any:
         if type(payload) is dict and not _VALUE_IS_REFERENCE.isdisjoint(payload):
@@ -1480,10 +1500,10 @@ class _Decoder:
             self._fail(path, "must be a list" + ("" if length is None else f" of {length}"))
         return payload
 
-    def _make(self, path: _Path, what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _make(self, path: _Path, what: str, make: Callable[[], Any]) -> Any:
         """Call code that is not ours. The message of what it raises may quote values, and stays in the cause."""
         try:
-            return function(*args, **kwargs)
+            return make()
         except PerformError:
             raise
         except Exception as error:
