@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from itertools import islice
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from . import _runtime
-from ._configuration import default_kind, runtime
-from .calls import NO_OPTIONS, Options
+from ._configuration import keeper, runtime
+from .calls import NO_OPTIONS, Options, OptionWords
 from .errors import BackgroundedError, CallError, ConfigurationError, EnqueueError, NotAllowed, UnknownMethod
 from .jobs import Job, MapResult, job_of
-from .references import MIXIN, OPT_IN, Declared, OptIn, dotted_name
+from .references import MIXIN, OPT_IN, Declared, OptIn, dotted_name, is_class, owner_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack  # every type checker brings it; at run time it is not needed
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -35,7 +40,7 @@ def _send(obj: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 async def _asend(obj: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Job[Any]:
     """Check and encode here, so that the arguments are copied at the call; hand over in a thread."""
-    if _runtime.in_batch():
+    if _runtime.open_batch() is not None:
         return _send(obj, method, args, kwargs, options)
     import asyncio  # here, not above: it is only needed where a loop is running
 
@@ -44,8 +49,8 @@ async def _asend(obj: Any, method: str, args: tuple[Any, ...], kwargs: dict[str,
     return job_of(ticket)
 
 
-def _options(given: dict[str, Any], base: Options | None = None) -> Options:
-    return Options.of(given, handler=default_kind(), base=base) if given else base or NO_OPTIONS
+def _options(given: Mapping[str, Any], base: Options | None = None) -> Options:
+    return Options.of(given, base=base, keeper=lambda: keeper(given.get("handler"))) if given else base or NO_OPTIONS
 
 
 class Proxy:
@@ -54,35 +59,43 @@ class Proxy:
     Called with options, it gives a proxy with these options. It owns no public name, so it hides none of the object's.
     """
 
-    __slots__ = ("_Proxy__obj", "_Proxy__options", "_Proxy__send")
+    __slots__ = ("__obj", "__options")
+    __obj: Any
+    __options: Options
+    __send: Sender = staticmethod(_send)
 
-    def __init__(self, obj: Any, options: Options = NO_OPTIONS, send: Sender = _send) -> None:
+    def __init__(self, obj: Any, options: Options = NO_OPTIONS) -> None:
         object.__setattr__(self, "_Proxy__obj", obj)
         object.__setattr__(self, "_Proxy__options", options)
-        object.__setattr__(self, "_Proxy__send", send)
 
-    def __call__(self, **options: Any) -> Any:
-        return Proxy(self.__obj, _options(options, self.__options), self.__send)
+    def __call__(self, **options: Unpack[OptionWords]) -> Self:
+        return type(self)(self.__obj, _options(options, self.__options))
 
-    def __getattr__(self, name: str) -> Any:
-        obj = self.__obj
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise UnknownMethod(f"{name}: only public methods run in the background.")
-        runtime().names.method(obj if isinstance(obj, (type, ModuleType)) else type(obj), name)
-        return _Bound(obj, name, self.__options, self.__send)
+        runtime().names.method(owner_of(self.__obj), name)
+        return _Bound(self.__obj, name, self.__options, self.__send)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"cannot set {name!r}: a background proxy only calls methods")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.__obj, self.__options)
+
     def __dir__(self) -> list[str]:
-        obj = self.__obj
-        names = runtime().names
-        return names.callable_names(obj if isinstance(obj, (type, ModuleType)) else type(obj))
+        return runtime().names.callable_names(owner_of(self.__obj))
 
     def __repr__(self) -> str:
-        obj = self.__obj
-        owner = obj if isinstance(obj, (type, ModuleType)) else type(obj)
-        return f"<backgrounded proxy of {'' if obj is owner else 'a '}{dotted_name(owner)}>"
+        owner = owner_of(self.__obj)
+        return f"<backgrounded proxy of {'' if self.__obj is owner else 'a '}{dotted_name(owner)}>"
+
+
+class AProxy(Proxy):
+    """`obj.abackgrounded`: the same, but the calls are awaited."""
+
+    __slots__ = ()
+    _Proxy__send: Sender = staticmethod(_asend)
 
 
 class _Bound:
@@ -96,21 +109,24 @@ class _Bound:
         self._options = options
         self._send = send
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._send(self._obj, self.__name__, args, kwargs, self._options)
 
     def __repr__(self) -> str:
         return f"<{self.__name__} in the background>"
 
 
-class _ProxyAttribute:
+X = TypeVar("X", bound=Proxy)
+
+
+class _ProxyAttribute(Generic[X]):
     """The descriptor behind `backgrounded` and `abackgrounded`: a proxy of the instance, or of the class."""
 
-    def __init__(self, send: Sender) -> None:
-        self._send = send
+    def __init__(self, proxy: type[X]) -> None:
+        self._proxy = proxy
 
-    def __get__(self, obj: Any, owner: type) -> Any:
-        return Proxy(owner if obj is None else obj, send=self._send)
+    def __get__(self, obj: Any, owner: type) -> X:
+        return self._proxy(owner if obj is None else obj)
 
 
 class Backgrounded:
@@ -122,8 +138,8 @@ class Backgrounded:
 
     __slots__ = ()
     __backgrounded_mixin__ = True
-    backgrounded: Any = _ProxyAttribute(_send)
-    abackgrounded: Any = _ProxyAttribute(_asend)
+    backgrounded = _ProxyAttribute(Proxy)
+    abackgrounded = _ProxyAttribute(AProxy)
 
 
 def install(cls: C) -> C:
@@ -132,11 +148,16 @@ def install(cls: C) -> C:
     The worker must do the same before its first job (BACKGROUNDED_APP). Raises ConfigurationError when the class has
     attributes of these names already.
     """
+    if not is_class(cls):
+        raise ConfigurationError(f"install() takes a class, not a {type(cls).__name__}.")
     for name in ("backgrounded", "abackgrounded"):
         if hasattr(cls, name) and not isinstance(_static(cls, name), _ProxyAttribute):
             raise ConfigurationError(f"{dotted_name(cls)} has an attribute {name!r} of its own: use background(obj).")
-    for name in ("backgrounded", "abackgrounded", MIXIN):
-        setattr(cls, name, vars(Backgrounded)[name])
+    try:
+        for name in ("backgrounded", "abackgrounded", MIXIN):
+            setattr(cls, name, vars(Backgrounded)[name])
+    except TypeError as error:
+        raise ConfigurationError(f"{dotted_name(cls)} cannot be changed: use background(obj).") from error
     return cls
 
 
@@ -144,20 +165,20 @@ def _static(cls: type, name: str) -> Any:
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
-def background(obj: Any, **options: Any) -> Any:
+def background(obj: Any, **options: Unpack[OptionWords]) -> Proxy:
     """A proxy of any object, class or module, also one that we do not own: `background(reports).rebuild()`."""
     return Proxy(obj, _options(options))
 
 
-def abackground(obj: Any, **options: Any) -> Any:
+def abackground(obj: Any, **options: Unpack[OptionWords]) -> AProxy:
     """`background` whose method calls are awaited: `await abackground(reports).rebuild()`."""
-    return Proxy(obj, _options(options), _asend)
+    return AProxy(obj, _options(options))
 
 
 # -- later(f)
 
 
-class Later(Generic[P, R]):
+class Later(Generic[P, R_co]):
     """`later(f)`: called like `f`, it submits the call and returns a `Job`."""
 
     __slots__ = ("_name", "_obj", "_options")
@@ -167,7 +188,11 @@ class Later(Generic[P, R]):
         self._name = name
         self._options = options
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    @overload
+    def __call__(self: Later[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+    @overload
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Job[R_co]: ...
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return _send(self._obj, self._name, args, kwargs, self._options)
 
     def map(self, items: Iterable[Any]) -> MapResult:
@@ -182,7 +207,7 @@ class Later(Generic[P, R]):
         """`map` in which each item is a tuple of positional arguments."""
         return self._map(tuple(item) for item in items)
 
-    def imap(self, items: Iterable[Any]) -> Iterator[Job[R]]:
+    def imap(self, items: Iterable[Any]) -> Iterator[Job[R_co]]:
         """`map` that yields the jobs as it sends them. Raises what a trip raises."""
         for trip in self._trips((item,) for item in items):
             _runtime.deliver_all(trip)
@@ -214,7 +239,7 @@ class Later(Generic[P, R]):
         return f"<{self._name} later>"
 
 
-class ALater(Generic[P, R]):
+class ALater(Generic[P, R_co]):
     """`alater(f)`: called like `f` and awaited, it submits the call and gives a `Job`."""
 
     __slots__ = ("_name", "_obj", "_options")
@@ -224,33 +249,31 @@ class ALater(Generic[P, R]):
         self._name = name
         self._options = options
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    @overload
+    async def __call__(self: ALater[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Job[T]: ...
+    @overload
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Job[R_co]: ...
+    async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return await _asend(self._obj, self._name, args, kwargs, self._options)
 
 
-@overload
-def later(function: Callable[P, Coroutine[Any, Any, T]], **options: Any) -> Later[P, T]: ...
-@overload
-def later(function: Callable[P, R], **options: Any) -> Later[P, R]: ...
-def later(function: Callable[..., Any], **options: Any) -> Later[..., Any]:
+def later(function: Callable[P, R], **options: Unpack[OptionWords]) -> Later[P, R]:
     """A bound method or plain function, to be called in the background with exactly its own parameters:
     `later(user.do_stuff, queue="custom")(2)` is a `Job[str]` for a type checker."""
     return Later(*_owner_and_name(function), _options(options))
 
 
-@overload
-def alater(function: Callable[P, Coroutine[Any, Any, T]], **options: Any) -> ALater[P, T]: ...
-@overload
-def alater(function: Callable[P, R], **options: Any) -> ALater[P, R]: ...
-def alater(function: Callable[..., Any], **options: Any) -> ALater[..., Any]:
+def alater(function: Callable[P, R], **options: Unpack[OptionWords]) -> ALater[P, R]:
     """`later` whose call is awaited: `job = await alater(send_mail)("a@b.c")`."""
     return ALater(*_owner_and_name(function), _options(options))
 
 
 def _owner_and_name(function: Any) -> tuple[Any, str]:
     """The object, class or module that a callable belongs to, and its name there."""
-    if isinstance(function, _BoundDeclared):
-        return function.__self__, function.__name__
+    if isinstance(function, Backgroundable):
+        function = function.raw
+    if isinstance(function, Bound):
+        return function.__self__, function._method.__name__
     if isinstance(function, MethodType):
         return function.__self__, function.__func__.__name__
     if isinstance(function, BuiltinFunctionType) or not isinstance(function, FunctionType):
@@ -265,7 +288,9 @@ def _owner_and_name(function: Any) -> tuple[Any, str]:
         )
     owner: Any = module
     for part in path[:-1]:
-        owner = vars(owner)[part]
+        owner = vars(owner).get(part)
+        if not is_class(owner):
+            raise NotAllowed(f"{function.__module__}.{function.__qualname__}", "there is nothing under this name.")
     if isinstance(owner, type) and isinstance(vars(owner).get(path[-1]), FunctionType):
         raise CallError(f"{function.__qualname__} is a method of instances: give later() the method of an object.")
     return owner, path[-1]
@@ -274,10 +299,11 @@ def _owner_and_name(function: Any) -> tuple[Any, str]:
 # -- @backgroundable
 
 
-class BackgroundableMethod(Declared, Generic[S, P, R]):
+class Backgroundable(Declared, Generic[P, R]):
     """A method that was declared with `@backgroundable`: it runs now when called, and has `.later`.
 
-    Beside it stands its twin, `do_stuff_backgrounded`, which runs it in the background.
+    Beside it stands its twin, `do_stuff_backgrounded`, which runs it in the background. For a type checker a declared
+    function is one of these, too; at run time it stays the function it was.
     """
 
     def __init__(self, raw: Any, options: Options) -> None:
@@ -285,42 +311,55 @@ class BackgroundableMethod(Declared, Generic[S, P, R]):
         functools.update_wrapper(cast(Any, self), getattr(raw, "__func__", raw))
 
     def __set_name__(self, owner: type, name: str) -> None:
-        setattr(owner, f"{name}_backgrounded", _twin(self, name))
+        if f"{name}_backgrounded" not in vars(owner):
+            setattr(owner, f"{name}_backgrounded", _twin(self, name))
 
-    def __get__(self, obj: Any, owner: type) -> _BoundDeclared[P, R]:
-        return _BoundDeclared(self, owner if obj is None else obj, self.raw.__get__(obj, owner))
+    @overload
+    def __get__(self: Backgroundable[Concatenate[S, Q], R], obj: S, owner: type | None = None) -> Bound[Q, R]: ...
+    @overload
+    def __get__(self, obj: None, owner: type) -> Bound[P, R]: ...
+    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+        return Bound(owner if obj is None else obj, self.raw.__get__(obj, owner))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs it now, when another decorator called the class's attribute itself."""
-        return self.raw(*args, **kwargs)
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Runs it now, where something calls the class's attribute itself."""
+        return cast(R, self.raw(*args, **kwargs))
+
+    @property
+    def later(self) -> Later[P, R]:
+        """Below `@staticmethod` the descriptor itself is what the class gives; below `@classmethod`, since Python 3.13,
+        it cannot know the class, which may be a subclass."""
+        owner, name = _owner_and_name(self.raw)
+        if isinstance(_static(owner, name), classmethod):
+            raise CallError(f"{self.raw.__qualname__}: put @backgroundable above @classmethod, for .later to work.")
+        return Later(owner, name, NO_OPTIONS)
 
 
-class _BoundDeclared(Generic[P, R]):
+class Bound(Generic[P, R]):
     """`order.send_confirmation`, of a declared method: called, it runs now; `.later(...)` in the background."""
 
-    def __init__(self, declared: Declared, obj: Any, bound: Callable[..., Any]) -> None:
-        functools.update_wrapper(cast(Any, self), bound)
+    def __init__(self, obj: Any, method: Callable[..., Any]) -> None:
+        functools.update_wrapper(cast(Any, self), method)
         self.__self__ = obj
-        self._bound = bound
-        self._declared = declared
+        self._method = method
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return cast(R, self._bound(*args, **kwargs))
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return cast(R, self._method(*args, **kwargs))
 
     @property
     def later(self) -> Later[P, R]:
         """Called like the method, it submits the call and returns a `Job`."""
-        return Later(self.__self__, self.__name__, NO_OPTIONS)  # type: ignore[attr-defined]  # by update_wrapper
+        return Later(self.__self__, self._method.__name__, NO_OPTIONS)
 
     def __repr__(self) -> str:
-        return repr(self._bound)
+        return repr(self._method)
 
 
 def _twin(declared: Declared, name: str) -> Any:
     """The twin of a declared method, as a plain method so that `dir()`, `help()` and completion show it."""
     function = getattr(declared.raw, "__func__", declared.raw)
 
-    def twin(self: Any, *args: Any, **kwargs: Any) -> Job[Any]:
+    def twin(self: Any, /, *args: Any, **kwargs: Any) -> Job[Any]:
         return _send(self, name, args, kwargs, NO_OPTIONS)
 
     functools.update_wrapper(twin, function)
@@ -330,32 +369,57 @@ def _twin(declared: Declared, name: str) -> Any:
     return twin if isinstance(declared.raw, FunctionType) else classmethod(twin)
 
 
+class _Decorator(Protocol):
+    """What `@backgroundable(...)` with options gives."""
+
+    @overload
+    def __call__(self, thing: C, /) -> C: ...  # type: ignore[overload-overlap]  # a class is callable, too: first wins
+    @overload
+    def __call__(self, thing: classmethod[S, P, R], /) -> Backgroundable[Concatenate[type[S], P], R]: ...
+    @overload
+    def __call__(self, thing: staticmethod[P, R], /) -> Backgroundable[Concatenate[Any, P], R]: ...
+    @overload
+    def __call__(self, thing: Callable[P, R], /) -> Backgroundable[P, R]: ...
+
+
+@overload
+def backgroundable(thing: C, /) -> C: ...  # type: ignore[overload-overlap]  # a class is callable, too: first wins
+@overload
+def backgroundable(thing: classmethod[S, P, R], /) -> Backgroundable[Concatenate[type[S], P], R]: ...
+@overload
+def backgroundable(thing: staticmethod[P, R], /) -> Backgroundable[Concatenate[Any, P], R]: ...
+@overload
+def backgroundable(thing: Callable[P, R], /) -> Backgroundable[P, R]: ...
+@overload
+def backgroundable(*, inherit: Iterable[str] = (), **options: Unpack[OptionWords]) -> _Decorator: ...
 def backgroundable(thing: Any = None, /, *, inherit: Iterable[str] = (), **options: Any) -> Any:
     """Opt in, with default options: `@backgroundable` or `@backgroundable(queue="mail", retry=Retry(5))`.
 
     On a class: the methods in its body, and the inherited ones named in `inherit`. On a method: that method, which
     gets `.later` and a twin `..._backgrounded`. On a function: it stays a function and gets `.later`.
     """
+    if isinstance(inherit, str):
+        raise ConfigurationError(f"inherit must be a list of names, such as inherit=[{inherit!r}], not one string.")
     if thing is None:
-        return lambda decorated: backgroundable(decorated, inherit=inherit, **options)
-    defaults = Options.of(options)
+        return functools.partial(_declare, defaults=Options.of(options), inherit=frozenset(inherit))
+    return _declare(thing, NO_OPTIONS, frozenset(inherit))
+
+
+def _declare(thing: Any, defaults: Options, inherit: frozenset[str]) -> Any:
     if isinstance(thing, type):
-        setattr(thing, OPT_IN, OptIn(defaults, frozenset(inherit)))
+        setattr(thing, OPT_IN, OptIn(defaults, inherit))
         return thing
     if inherit:
         raise ConfigurationError("inherit names inherited methods: it belongs on a class.")
-    if isinstance(thing, (classmethod, staticmethod)):
-        return BackgroundableMethod(thing, defaults)
+    if isinstance(thing, (classmethod, staticmethod)) or (isinstance(thing, FunctionType) and _is_in_class(thing)):
+        return Backgroundable(thing, defaults)
     if not isinstance(thing, FunctionType):
         raise ConfigurationError(f"@backgroundable takes a class, method or function, not {type(thing).__name__}.")
-    if _stands_in_class(thing):
-        return BackgroundableMethod(thing, defaults)
     setattr(thing, OPT_IN, OptIn(defaults))
-    module = sys.modules[thing.__module__]
-    thing.later = Later(module, thing.__name__, NO_OPTIONS)  # type: ignore[attr-defined]  # functions take attributes
+    vars(thing)["later"] = Later(sys.modules[thing.__module__], thing.__name__, NO_OPTIONS)
     return thing
 
 
-def _stands_in_class(function: FunctionType) -> bool:
+def _is_in_class(function: FunctionType) -> bool:
     """Whether a function is being defined in a class body: "User.do_stuff", not "send" or "make.<locals>.send"."""
     return "." in function.__qualname__.rpartition("<locals>.")[2]
