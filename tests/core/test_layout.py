@@ -30,7 +30,6 @@ ORDER = [
     {"__init__"},
     {"testing"},
     {"_demo"},
-    {"_cli"},
     {"__main__"},
 ]
 ROWS = {module: row for row, modules in enumerate(ORDER) for module in modules}

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+REDIS = "redis://localhost:6379"
 FENCED = re.compile(r"^(?P<fence>`{3,})(?P<info>[^`\n]*)\n(?P<code>.*?)^(?P=fence) *$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'title="([^"]+)"')
 FILE_COMMENT = re.compile(r"# ([\w./-]+\.py)$")
@@ -78,7 +79,7 @@ def run_block(block: Block, page: Path, shared: ModuleType) -> None:
 
 def with_real_addresses(code: str) -> str:
     """The code, with the address that pages use for a Redis server replaced by that of the server of the tests."""
-    return code.replace("redis://localhost:6379/0", os.environ.get("PAGE_REDIS_URL", "redis://localhost:6379/0"))
+    return code.replace(REDIS, os.environ.get("PAGE_REDIS_URL", REDIS))
 
 
 def write_and_import(file: str, code: str) -> None:

@@ -1,4 +1,7 @@
-"""Does every block of Python in the documentation run? One test for each, named by its page and line."""
+"""Does every block of Python in the documentation run? One test for each, named by its page and line.
+
+Pages speak of a Redis server at redis://localhost:6379; they get one of their own, at an address of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from pages import Block, blocks_of, run_page
+
+from pages import REDIS, Block, blocks_of, run_page
+from servers import redis_server
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("docs/**/*.md"))]
@@ -31,14 +37,20 @@ def outcomes_of(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
 
     @functools.cache
     def run(page: Path) -> dict[str, str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("BACKGROUNDED_")}
-        command = [sys.executable, RUNNER, page, tmp_path_factory.mktemp("page")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        outcomes: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-        return outcomes
+        with redis_server() if REDIS in page.read_text() else nullcontext(REDIS) as url:
+            return run_in_process(page, url, tmp_path_factory.mktemp("page"))
 
     return run
+
+
+def run_in_process(page: Path, url: str, folder: Path) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BACKGROUNDED_")}
+    environment["PAGE_REDIS_URL"] = url
+    command = [sys.executable, RUNNER, page, folder]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    outcomes: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return outcomes
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS)
