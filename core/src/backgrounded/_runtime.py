@@ -8,24 +8,36 @@ what shall happen next.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from types import ModuleType
 from typing import Any, Final, cast
 
-from ._configuration import DEFAULT, Configuration, Hooks, Runtime, around, configuration_of, configured, listed, runtime
+from ._configuration import (
+    DEFAULT,
+    Configuration,
+    Hooks,
+    Runtime,
+    around,
+    configuration_of,
+    configured,
+    listed,
+    runtime,
+)
 from .calls import NO_OPTIONS, Call, Options, Retry, new_id, now, worker_options
 from .codec import Envelope
 from .errors import (
     BadArguments,
     BatchError,
     CallError,
+    ConfigurationError,
     Duplicate,
     EnqueueError,
     PerformError,
@@ -34,8 +46,8 @@ from .errors import (
     TargetNotFound,
     TargetUnavailable,
 )
-from .handler import Again, Delivery, Feature, Handler, Keep, Skip, State
-from .references import Method
+from .handler import Again, Delivery, Feature, Handler, Keep, Skip, State, Verdict
+from .references import Method, is_class, owner_of
 
 logger = logging.getLogger("backgrounded")
 
@@ -67,7 +79,7 @@ class Ticket:
 def submit(obj: Any, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> Ticket:
     """Hand one call over, or put it into the open batch. Raises CallError before, EnqueueError while sending."""
     ticket = prepare(obj, method, args, kwargs, options)
-    batch = _batch.get()
+    batch = open_batch()
     if batch is None:
         deliver([ticket])
     else:
@@ -79,7 +91,7 @@ def prepare(obj: Any, method: str, args: tuple[Any, ...], kwargs: Mapping[str, A
     """Check everything that can be checked at the call, and encode it. Nothing is sent."""
     state = runtime()
     hooks = state.hooks
-    plan = state.names.method(obj if isinstance(obj, (type, ModuleType)) else type(obj), method)
+    plan = state.names.method(owner_of(obj), method)
     target = _target_of(obj, plan, method)
     plan.check_arguments(args, kwargs)
     options = options.over(plan.declared)
@@ -112,8 +124,8 @@ def _configuration_for(options: Options) -> Configuration:
     """Where a call goes: where it says, else where the job came from that makes it, else to the default."""
     running = _running.get()
     alias = options.handler or (DEFAULT if running is None else running.job.handler)
-    if running is not None and running.fallback is not None and configured(alias) is None:
-        return Configuration(alias, alias, running.fallback())
+    if running is not None and running.fallback is not None and alias == running.job.handler:
+        return configured(alias) or Configuration(alias, alias, running.fallback())
     return configuration_of(alias)
 
 
@@ -125,13 +137,21 @@ def _target_of(obj: Any, plan: Method, name: str) -> Any:
     """What the reference names: the class for class and static methods, else the object itself."""
     if plan.kind == "function":
         return obj
-    if plan.kind == "instance":
-        if isinstance(obj, type):
+    if is_class(obj):
+        if plan.kind == "instance":
             raise BadArguments(f"{plan.name} is a method of instances: call it on an object, not on the class.")
-        if name in getattr(obj, "__dict__", ()):
-            raise CallError(f"{plan.name} is overridden on this one object: no worker could rebuild that.")
         return obj
-    return obj if isinstance(obj, type) else type(obj)
+    if name in _attributes_of(obj):
+        raise CallError(f"{plan.name} is overridden on this one object: no worker could rebuild that.")
+    return obj if plan.kind == "instance" else type(obj)
+
+
+def _attributes_of(obj: Any) -> Mapping[str, Any]:
+    """What stands in an object's own `__dict__`, past any `__getattribute__` of its class."""
+    try:
+        return cast(Mapping[str, Any], object.__getattribute__(obj, "__dict__"))
+    except AttributeError:
+        return {}
 
 
 def _headers(state: Runtime, hooks: Hooks, name: str, options: Options) -> dict[str, Any]:
@@ -139,43 +159,48 @@ def _headers(state: Runtime, hooks: Hooks, name: str, options: Options) -> dict[
         return {}
     merged: dict[str, Any] = {}
     for found in reversed(hooks.headers(name=name, options=options)):
-        merged.update(found or {})
-    return {key: state.codec.encode(value, f"headers[{key!r}]") for key, value in merged.items()}
+        merged.update(found)
+    return state.codec.encode_headers(merged) if merged else {}
 
 
 def deliver(tickets: Sequence[Ticket]) -> None:
     """Hand accepted calls over, all to the same handler, and note on the tickets what became of them."""
-    configuration = tickets[0].configuration
-    calls = [ticket.call for ticket in tickets]
     hooks = runtime().hooks
     try:
         if hooks.enqueue is None:
-            engine_ids = _send(configuration, calls)
+            _send(tickets)
         else:
-            engine_ids = around(
-                hooks.enqueue, lambda calls, send: send(calls), calls=calls, send=lambda some: _send(configuration, some)
-            )
+            calls = tuple(ticket.call for ticket in tickets)
+            around(hooks.enqueue, lambda calls: _send(tickets), calls=calls)
     except Skip as skip:
-        for ticket in tickets:
-            ticket.state = skip.state
-        return
+        _settle(tickets, skip.state)
     except Duplicate as duplicate:
         _settle_duplicate(tickets[0], duplicate)
-        return
     except BaseException as error:
         _note_failure(tickets, error)
-        if hooks.not_sent is not None and isinstance(error, EnqueueError):
-            hooks.not_sent(calls=calls, error=error)
+        if isinstance(error, EnqueueError):
+            _tell_not_sent(hooks, tickets, error)
         raise
-    for ticket, engine_id in zip(tickets, engine_ids):
+
+
+def _send(tickets: Sequence[Ticket]) -> None:
+    """Give the calls to their handler. Written down here, at once: a hook that fails afterwards takes nothing back."""
+    handler: Any = tickets[0].configuration.handler
+    if len(tickets) == 1:
+        engine_ids = [handler.enqueue(tickets[0].call)]
+    else:
+        engine_ids = handler.enqueue_many([ticket.call for ticket in tickets])
+    for ticket, engine_id in zip(tickets, engine_ids, strict=True):
         ticket.engine_id, ticket.state = engine_id, None
-        logger.info("enqueued %s", ticket.call.name, extra=_extra(ticket))
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("enqueued %s", ticket.call.name, extra=_extra(ticket))
 
 
-def _send(configuration: Configuration, calls: Sequence[Call]) -> list[str | None]:
-    if len(calls) > 1:
-        return list(cast(Any, configuration.handler).enqueue_many(calls))
-    return [configuration.handler.enqueue(calls[0])]
+def _settle(tickets: Iterable[Ticket], state: State) -> None:
+    """Those that have not gone stay here, in this state."""
+    for ticket in tickets:
+        if ticket.state is State.DEFERRED:
+            ticket.state = state
 
 
 def _settle_duplicate(ticket: Ticket, duplicate: Duplicate) -> None:
@@ -187,16 +212,27 @@ def _settle_duplicate(ticket: Ticket, duplicate: Duplicate) -> None:
 
 
 def _note_failure(tickets: Sequence[Ticket], error: BaseException) -> None:
-    sent = frozenset(error.sent) if isinstance(error, BatchError) else frozenset()
-    unknown = frozenset(error.unknown) if isinstance(error, BatchError) else frozenset()
-    uncertain = isinstance(error, EnqueueError) and not isinstance(error, BatchError) and error.uncertain
-    for ticket in tickets:
-        if ticket.call.id in sent:
-            ticket.state = None
-        elif uncertain or ticket.call.id in unknown:
-            ticket.state = State.UNKNOWN
-        else:
-            ticket.state = State.UNSENT
+    """What became of each. What is no error of ours may come from the method itself, run inline: the handler knows."""
+    if isinstance(error, BatchError):
+        for ticket in tickets:
+            if ticket.call.id in error.sent:
+                ticket.state = None
+        _settle((ticket for ticket in tickets if ticket.call.id in error.unknown), State.UNKNOWN)
+    certain = isinstance(error, CallError) or (isinstance(error, EnqueueError) and not _is_uncertain(error))
+    _settle(tickets, State.UNSENT if certain else State.UNKNOWN)
+
+
+def _is_uncertain(error: EnqueueError) -> bool:
+    return error.uncertain and not isinstance(error, BatchError)
+
+
+def _tell_not_sent(hooks: Hooks, tickets: Sequence[Ticket], error: EnqueueError) -> None:
+    lost = tuple(ticket.call for ticket in tickets if ticket.state in (State.UNSENT, State.UNKNOWN))
+    if hooks.not_sent is not None and lost:
+        try:
+            hooks.not_sent(calls=lost, error=error)
+        except Exception:
+            logger.exception("a backgrounded_not_sent hook failed; the caller gets the error of the hand-over")
 
 
 def _extra(ticket: Ticket) -> dict[str, Any]:
@@ -213,10 +249,12 @@ def _extra(ticket: Ticket) -> dict[str, Any]:
 
 
 class Batch:
-    """Calls that wait for the end of a `with batch()` block."""
+    """Calls that wait for the end of a `with batch()` block, in the thread that opened it."""
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
+        self.thread = threading.get_ident()
+        self.closed = False
 
     def add(self, ticket: Ticket) -> None:
         if len(self.tickets) >= BATCH_LIMIT:
@@ -235,15 +273,17 @@ class Batch:
 _batch: ContextVar[Batch | None] = ContextVar("backgrounded_batch", default=None)
 
 
-def in_batch() -> bool:
-    """Whether calls made here wait for the end of a batch."""
-    return _batch.get() is not None
+def open_batch() -> Batch | None:
+    """The batch that calls made here go into. A task that outlives it sends at once, and so does another thread, even
+    one to which the context was copied."""
+    batch = _batch.get()
+    return None if batch is None or batch.closed or batch.thread != threading.get_ident() else batch
 
 
 @contextlib.contextmanager
 def batching() -> Iterator[Batch]:
     """Collect calls; send them at the exit. An inner one joins the outer; an exception inside sends nothing of it."""
-    outer = _batch.get()
+    outer = open_batch()
     batch = Batch() if outer is None else outer
     start = len(batch.tickets)
     token = _batch.set(batch)
@@ -253,16 +293,21 @@ def batching() -> Iterator[Batch]:
         batch.drop_after(start)
         raise
     finally:
+        batch.closed = outer is None
         _batch.reset(token)
     if outer is None:
         deliver_all(batch.tickets)
 
 
 def trips(tickets: Sequence[Ticket]) -> Iterator[list[Ticket]]:
-    """Tickets in trips: of one handler, in order, at most a thousand; one by one where there is no bulk, or a key."""
+    """Tickets in trips: of one handler, in order, at most a thousand; one by one where there is no bulk, or a key.
+
+    What was cancelled meanwhile stays out.
+    """
     by_handler: dict[int, list[Ticket]] = {}
     for ticket in tickets:
-        by_handler.setdefault(id(ticket.configuration.handler), []).append(ticket)
+        if ticket.state is State.DEFERRED:
+            by_handler.setdefault(id(ticket.configuration.handler), []).append(ticket)
     for group in by_handler.values():
         bulk = Feature.BULK in group[0].configuration.handler.features
         trip: list[Ticket] = []
@@ -288,17 +333,11 @@ def deliver_all(tickets: Sequence[Ticket]) -> None:
             sent = [ticket.id for ticket in tickets if ticket.state is None]
             unknown = [ticket.id for ticket in tickets if ticket.state is State.UNKNOWN]
             unsent = [ticket.id for ticket in tickets if ticket.state in (State.UNSENT, State.DEFERRED)]
-            _mark_unsent(tickets)
+            _settle(tickets, State.UNSENT)
             raise BatchError(sent, unsent, unknown) from error
         except BaseException:
-            _mark_unsent(tickets)
+            _settle(tickets, State.UNSENT)
             raise
-
-
-def _mark_unsent(tickets: Iterable[Ticket]) -> None:
-    for ticket in tickets:
-        if ticket.state is State.DEFERRED:
-            ticket.state = State.UNSENT
 
 
 # -- the worker's side
@@ -352,14 +391,16 @@ def perform(
     try:
         load_app()
         state = runtime()
+        hooks = state.hooks
         envelope = state.codec.read(wire)
-    except PerformError as error:
+        job = _describe(state, envelope, delivery or Delivery())
+    except (PerformError, ConfigurationError) as error:
         logger.error("kept a job: %s", error, extra={"job_state": "kept", "job_code": error.code})
         raise Keep(str(error), error.code) from error
-    job = _describe(state, envelope, delivery)
-    token = _running.set(_Running(job, fallback))
+    tokens = _running.set(_Running(job, fallback)), _batch.set(None)
     started = time.perf_counter()
-    outcome, cause = State.SUCCEEDED, None
+    outcome: State = State.SUCCEEDED
+    cause: BaseException | None = None
     try:
         _check_runnable(envelope, delivery, now() if moment is None else moment)
         return _run(state, job, envelope, delivery)
@@ -376,30 +417,34 @@ def perform(
         outcome, cause = State.FAILED, error
         raise
     finally:
-        _report(state, job, outcome, cause, time.perf_counter() - started)
-        _running.reset(token)
+        _report(hooks, job, outcome, cause, time.perf_counter() - started)
+        _running.reset(tokens[0])
+        _batch.reset(tokens[1])
 
 
-def _describe(state: Runtime, envelope: Envelope, delivery: Delivery | None) -> CurrentJob:
-    delivery = delivery or Delivery()
+def _describe(state: Runtime, envelope: Envelope, delivery: Delivery) -> CurrentJob:
     return CurrentJob(
         id=envelope.id,
         name=_name_of(envelope),
         queue=envelope.options.get("queue") or delivery.queue,
         attempt=delivery.attempt,
         deadline=delivery.deadline,
-        headers=state.codec.decode(envelope.headers, "headers") if envelope.headers else {},
+        headers=state.codec.decode_headers(envelope.headers) if envelope.headers else {},
         handler=delivery.handler,
     )
 
 
 def _name_of(envelope: Envelope) -> str:
-    """The readable name of a job, before anything is looked up. For people only."""
-    if envelope.name is not None:
-        return envelope.name
-    named = next(iter(envelope.target.values()))
+    """The readable name of a job, before anything is looked up. For people only, and it never quotes a value."""
+    ((kind, named),) = envelope.target.items()
+    if kind not in _TELLING:
+        return envelope.name or f"{kind}.{envelope.method}"
     owner = named[0] if isinstance(named, list) and named else named
-    return f"{str(owner).replace(':', '.')}.{envelope.method}"
+    is_name = isinstance(owner, str) and all(part.isidentifier() for part in owner.replace(":", ".").split("."))
+    return f"{owner.replace(':', '.') if is_name else kind}.{envelope.method}"[:_LONGEST_NAME]
+
+
+_LONGEST_NAME: Final = 1024
 
 
 def _check_runnable(envelope: Envelope, delivery: Delivery | None, moment: float) -> None:
@@ -412,26 +457,28 @@ def _check_runnable(envelope: Envelope, delivery: Delivery | None, moment: float
 
 def _run(state: Runtime, job: CurrentJob, envelope: Envelope, delivery: Delivery | None) -> Any:
     """Run it and turn what went wrong into a verdict. This is the only place where one is made."""
+    begun = False
+
+    def run(job: CurrentJob) -> Any:
+        nonlocal begun
+        method = _find(state, envelope)
+        begun = True  # from here on, a PerformError is one that the method itself has met
+        return await_if_needed(method())
+
+    hook = state.hooks.perform
     try:
-        hook = state.hooks.perform
-        if hook is None:
-            value = _invoke(state, envelope)
-        else:
-            value = around(hook, lambda job, run: run(), job=job, run=lambda: _invoke(state, envelope))
-    except (Skip, Keep, Again):
+        value = run(job) if hook is None else around(hook, run, job=job)
+    except Verdict:
         raise
-    except TargetUnavailable as error:
-        wait = _wait(envelope, delivery, error, filtered=False)
-        if wait is None:
-            raise Keep(str(error), error.code) from error
-        raise Again(wait) from error
-    except PerformError as error:
-        raise Keep(str(error), error.code) from error
     except Exception as error:
-        wait = _wait(envelope, delivery, error)
-        if wait is None:
+        found = begun or not isinstance(error, PerformError)
+        if found or isinstance(error, TargetUnavailable):
+            wait = _wait(envelope, delivery, error, filtered=found)
+            if wait is not None:
+                raise Again(wait) from error
+        if found:
             raise
-        raise Again(wait) from error
+        raise Keep(str(error), cast(PerformError, error).code) from error
     return _encode_result(state, job, value)
 
 
@@ -456,10 +503,10 @@ def _encode_result(state: Runtime, job: CurrentJob, value: Any) -> Any:
     return tree
 
 
-def _invoke(state: Runtime, envelope: Envelope) -> Any:
-    """Find the target, bind the arguments, call the method, wait for it if it is a coroutine."""
-    target = state.codec.decode_target(envelope.target)
-    owner = target if isinstance(target, (type, ModuleType)) else type(target)
+def _find(state: Runtime, envelope: Envelope) -> Callable[[], Any]:
+    """Find the target, admit the method and bind the arguments: what is left is to call it."""
+    target = state.codec.decode_target(envelope.target, envelope.method)
+    owner = owner_of(target)
     method = state.names.admitted(owner, envelope.method)
     args, kwargs = state.codec.decode_arguments(envelope.args, envelope.kwargs)
     try:
@@ -472,7 +519,7 @@ def _invoke(state: Runtime, envelope: Envelope) -> Any:
         args = [target, *args]
     elif method.kind == "class":
         args = [owner, *args]
-    return await_if_needed(method.function(*args, **kwargs))
+    return functools.partial(method.function, *args, **kwargs)
 
 
 def await_if_needed(value: Any) -> Any:
@@ -495,7 +542,7 @@ def await_if_needed(value: Any) -> Any:
         return pool.submit(contextvars.copy_context().run, asyncio.run, resolve()).result()
 
 
-def _report(state: Runtime, job: CurrentJob, outcome: State, cause: BaseException | None, seconds: float) -> None:
+def _report(hooks: Hooks, job: CurrentJob, outcome: State, cause: BaseException | None, seconds: float) -> None:
     level = {State.KEPT: logging.ERROR, State.FAILED: logging.WARNING}.get(outcome, logging.INFO)
     extra = {
         "job_id": job.id,
@@ -509,10 +556,9 @@ def _report(state: Runtime, job: CurrentJob, outcome: State, cause: BaseExceptio
     }
     reason = f": {cause}" if isinstance(cause, PerformError) else ""
     logger.log(level, "%s %s (attempt %d)%s", job.name, outcome, job.attempt, reason, extra=extra)
-    hook = state.hooks.ended
-    if hook is not None:
+    if hooks.ended is not None:
         try:
-            hook(job=job, state=outcome, error=cause, seconds=seconds)
+            hooks.ended(job=job, state=outcome, error=cause, seconds=seconds)
         except Exception:
             logger.exception("a backgrounded_ended hook failed; the job's outcome stands", extra=extra)
 
@@ -529,7 +575,7 @@ def load_app() -> None:
     for module in listed("BACKGROUNDED_APP"):
         try:
             importlib.import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TargetNotFound(
                 f"BACKGROUNDED_APP={wanted}: the module {module} could not be imported ({type(error).__name__})."
             ) from error

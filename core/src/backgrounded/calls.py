@@ -14,11 +14,12 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any, Final, Literal, Union
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypedDict, Union
 
 from .errors import InvalidOption, UnsupportedOption, type_name
 
@@ -32,6 +33,9 @@ _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 
 Seconds = Union[int, float, timedelta]
 
+Keeper = tuple[str, Sequence[str]]
+"""What a handler is called, and the options that it keeps."""
+
 
 def new_id() -> str:
     """A job id: 32 hexadecimal digits, random, valid as an id on every engine. Safe after a fork."""
@@ -40,18 +44,41 @@ def new_id() -> str:
 
 def _seconds(option: str, value: object, *, least: float, exclusive: bool = False) -> float:
     """`value` as finite seconds, or InvalidOption. A bool is a mistake, not a number."""
-    if isinstance(value, timedelta):
-        number = value.total_seconds()
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-    else:
+    number = value.total_seconds() if isinstance(value, timedelta) else _number(value)
+    if number is None:
         raise InvalidOption(option, f"must be seconds (a number) or a timedelta, not {type(value).__name__}")
     if not math.isfinite(number) or number < least or (exclusive and number == least):
         raise InvalidOption(option, f"must be {'more than' if exclusive else 'at least'} {least:g} seconds, got {value!r}")
     return number
+
+
+def _factor(option: str, value: object, *, least: float) -> float:
+    number = _number(value)
+    if number is None or not math.isfinite(number) or number < least:
+        raise InvalidOption(option, f"must be a number of at least {least:g}, got {value!r}")
+    return number
+
+
+def _number(value: object) -> float | None:
+    """`value` as a float, infinite when it is too big for one; None when it is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _text(option: str, value: str) -> str:
+    """A text that can travel, as a plain string: not empty, without NUL and lone surrogates."""
+    if not value:
+        raise InvalidOption(option, "must not be empty; leave it out (or None) to say nothing")
+    if _UNCLEAN.search(value):
+        raise InvalidOption(option, "holds a NUL character or a lone surrogate, which databases and UTF-8 refuse")
+    return str.__str__(value)
+
+
+_UNCLEAN: Final = re.compile("[\0\ud800-\udfff]")
 
 
 def _timestamp(option: str, value: datetime) -> float:
@@ -113,8 +140,8 @@ class Retry:
         if not waits:
             raise InvalidOption("retry.wait", "an empty list of waits says nothing; use wait=0 for at once")
         put(self, "wait", tuple(_seconds("retry.wait", item, least=0) for item in waits))
-        put(self, "backoff", _seconds("retry.backoff", self.backoff, least=1))
-        put(self, "jitter", _seconds("retry.jitter", self.jitter or 0, least=0))
+        put(self, "backoff", _factor("retry.backoff", self.backoff, least=1))
+        put(self, "jitter", _factor("retry.jitter", 0 if self.jitter is None else self.jitter, least=0))
         put(self, "on", _names("retry.on", self.on))
         put(self, "give_up_on", _names("retry.give_up_on", self.give_up_on))
 
@@ -178,8 +205,9 @@ class Unique:
     ttl: float = 3600
 
     def __post_init__(self) -> None:
-        if not isinstance(self.key, str) or not self.key:
-            raise InvalidOption("unique.key", "must be a string that is not empty")
+        if not isinstance(self.key, str):
+            raise InvalidOption("unique.key", f"must be a string, not {type(self.key).__name__}")
+        object.__setattr__(self, "key", _text("unique.key", self.key))
         if self.on_conflict not in ("raise", "return"):
             raise InvalidOption("unique.on_conflict", f'must be "raise" or "return", got {self.on_conflict!r}')
         if self.until not in ("start", "done"):
@@ -191,9 +219,7 @@ def _check_queue(value: object) -> str:
     name = value.value if isinstance(value, Enum) else value
     if not isinstance(name, str):
         raise InvalidOption("queue", f"must be a name or an enum of names, not {type(value).__name__}")
-    if not name:
-        raise InvalidOption("queue", "must not be empty; leave it out (or None) for the handler's default queue")
-    return str(name)
+    return _text("queue", name)
 
 
 def _check_priority(value: object) -> int:
@@ -254,10 +280,27 @@ def _check_handler(value: object) -> str:
 def _check_native(value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise InvalidOption("native", "must be a dict of the engine's own words")
-    return dict(value)
+    return MappingProxyType(dict(value))
 
 
-@dataclass(frozen=True)
+class OptionWords(TypedDict, total=False):
+    """The options as keywords of a call, for type checkers and editors."""
+
+    queue: str | Enum | None
+    delay: Seconds | None
+    at: datetime | None
+    priority: int | Literal["low", "normal", "high"] | None
+    retry: int | Retry | None
+    timeout: Seconds | None
+    expires: Seconds | datetime | None
+    unique: str | Unique | None
+    result_ttl: Seconds | None
+    after_commit: Literal["auto"] | bool | None
+    handler: str | None
+    native: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, repr=False)
 class Options:
     """What the caller said about one call. None means: not said.
 
@@ -281,12 +324,17 @@ class Options:
     native: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], *, handler: str = "default", base: Options | None = None) -> Options:
+    def of(
+        cls, given: Mapping[str, Any], *, base: Options | None = None, keeper: Callable[[], Keeper] | None = None
+    ) -> Options:
         """Options from keywords, checked, over `base`. None counts as not given.
 
-        Raises UnsupportedOption for an unknown name and InvalidOption for a value that makes no sense.
+        Raises UnsupportedOption for an unknown name, with what `keeper` tells of the handler, and InvalidOption for a
+        value that makes no sense.
         """
-        checked = {name: _check(name, value, handler) for name, value in given.items() if value is not None}
+        if not given.keys() <= _CHECKS.keys():
+            raise _unknown(given, ("default", OPTION_NAMES) if keeper is None else keeper())
+        checked = {name: _CHECKS[name](value) for name, value in given.items() if value is not None}
         if "delay" in checked and "at" in checked:
             raise InvalidOption("delay", "delay and at are two answers to one question: give one of them")
         if base is None or base is NO_OPTIONS:
@@ -307,6 +355,9 @@ class Options:
         """The options that say something, by name."""
         return {name: value for name in OPTION_NAMES if (value := getattr(self, name)) is not None}
 
+    def __repr__(self) -> str:
+        return f"Options({', '.join(f'{name}={value!r}' for name, value in self.given().items())})"
+
     def without(self, names: Iterable[str]) -> Options:
         """A copy in which these options say nothing."""
         return replace(self, **dict.fromkeys(names))
@@ -315,7 +366,7 @@ class Options:
 NO_OPTIONS: Final = Options()
 OPTION_NAMES: Final = tuple(item.name for item in fields(Options))
 
-_CHECKS: Final[Mapping[str, Any]] = {
+_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "queue": _check_queue,
     "delay": _check_delay,
     "at": _check_at,
@@ -331,12 +382,11 @@ _CHECKS: Final[Mapping[str, Any]] = {
 }
 
 
-def _check(name: str, value: Any, handler: str) -> Any:
-    check = _CHECKS.get(name)
-    if check is None:
-        near = difflib.get_close_matches(name, OPTION_NAMES, n=1)
-        raise UnsupportedOption(name, handler, OPTION_NAMES, f"did you mean {near[0]!r}?" if near else "unknown option")
-    return check(value)
+def _unknown(given: Mapping[str, Any], keeper: Keeper) -> UnsupportedOption:
+    name = next(name for name in given if name not in _CHECKS)
+    near = difflib.get_close_matches(name, OPTION_NAMES, n=1)
+    handler, kept = keeper
+    return UnsupportedOption(name, handler, kept, f"did you mean {near[0]!r}?" if near else "there is no such option")
 
 
 @dataclass(frozen=True)

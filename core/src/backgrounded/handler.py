@@ -176,7 +176,12 @@ class Skip(Verdict):
 
     def __init__(self, state: str) -> None:
         self.state = State(state)
+        if self.state not in _SKIPPED:
+            raise ValueError(f"a job that was not run is expired, cancelled, discarded or aborted, not {state}")
         super().__init__(f"skipped: {self.state}")
+
+
+_SKIPPED: Final = frozenset({State.EXPIRED, State.CANCELLED, State.DISCARDED, State.ABORTED})
 
 
 @dataclass(frozen=True)
@@ -228,7 +233,18 @@ LONGEST_TRACEBACK: Final = 16_384
 def failure_record(error: BaseException) -> dict[str, str]:
     """A failure as plain text, ready for any store: type, message, traceback (bounded, without locals)."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    return {"type": type_name(error), "message": str(error), "traceback": text[-LONGEST_TRACEBACK:]}
+    return {
+        "type": type_name(error),
+        "message": _message_of(error)[:LONGEST_TRACEBACK],
+        "traceback": text[-LONGEST_TRACEBACK:],
+    }
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be read)"
 
 
 def failure_from(record: Mapping[str, Any]) -> JobFailed:

@@ -14,7 +14,7 @@ you need: a hook that nobody implements costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
@@ -35,14 +35,14 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def backgrounded_headers(name: str, options: Options) -> Mapping[str, Any] | None:  # type: ignore[empty-body]  # a spec
+def backgrounded_headers(name: str, options: Options) -> Mapping[str, Any] | None:
     """Called at each call: what of the caller's context shall travel (trace, tenant, locale). The answers are merged;
     values are encoded like arguments. They come back as `current_job().headers`."""
 
 
 @hookspec(firstresult=True)
-def backgrounded_enqueue(calls: Sequence[Call], send: Callable[[Sequence[Call]], Any]) -> Any:
-    """Around the hand-over of one call, or of one trip of a batch. Raising `Skip("aborted")` before the yield sends
+def backgrounded_enqueue(calls: Sequence[Call]) -> Any:
+    """Around (a wrapper) the hand-over of one call, or of one trip of a batch. Raising `Skip("aborted")` before the yield sends
     nothing and makes the jobs `aborted`; any other exception reaches the caller."""
 
 
@@ -52,9 +52,9 @@ def backgrounded_not_sent(calls: Sequence[Call], error: BaseException) -> None:
 
 
 @hookspec(firstresult=True)
-def backgrounded_perform(job: CurrentJob, run: Callable[[], Any]) -> Any:
-    """Around a run in the worker: the finding of the target and the method itself; the yield gives its return value.
-    Raising `Skip("aborted")` or `Skip("discarded")` before the yield ends the job without running it."""
+def backgrounded_perform(job: CurrentJob) -> Any:
+    """Around (a wrapper) a run in the worker: the finding of the target and the method itself. The yield gives the
+    method's return value, and what the wrapper returns is the job's result. Raising `Skip("aborted")` or `Skip("discarded")` before the yield ends the job without running it."""
 
 
 @hookspec

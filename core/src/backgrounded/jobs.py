@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 from . import _runtime
 from ._configuration import DEFAULT, Configuration, configuration_of, runtime
 from ._runtime import Ticket
-from .errors import BackgroundedError, JobFailed, NoResult, ResultError
+from .errors import BackgroundedError, JobFailed, NoResult, ResultError, ResultTimeout
 from .handler import Feature, State
 
 R = TypeVar("R")
@@ -42,8 +42,8 @@ class Job(Generic[R]):
     @property
     def state(self) -> State:
         """Where the job is now: asks the engine, unless it never got there."""
-        if self._ticket is not None and self._ticket.state is not None:
-            return self._ticket.state
+        if self._here is not None:
+            return self._here
         if Feature.STATE not in self._configuration.handler.features:
             return State.UNKNOWN
         return cast(State, self._engine.state(self.id))
@@ -53,15 +53,16 @@ class Job(Generic[R]):
 
         Raises JobFailed when the method raised, ResultTimeout when it has not ended, NoResult when there will be none.
         """
-        self._require(Feature.RESULTS, "results")
-        tree = self._engine.result(self.id, timeout)
-        return cast(R, runtime().codec.decode(tree, "result"))
+        tree = self._ask(timeout)
+        state = runtime()
+        _ = state.hooks  # plugins may bring the converter that the result needs
+        return cast(R, state.codec.decode(tree, "result"))
 
     def exception(self, timeout: float | None = 0) -> JobFailed | None:
         """How the method failed, or None if it did not (yet). Waits at most `timeout` seconds, by default not at all."""
-        self._require(Feature.RESULTS, "results")
+        self._require_results()
         try:
-            self._engine.result(self.id, timeout)
+            self._ask(timeout)
         except JobFailed as failed:
             return failed
         except ResultError:
@@ -70,13 +71,16 @@ class Job(Generic[R]):
 
     def wait(self, timeout: float | None = None) -> State:
         """Wait until the job has ended, at most `timeout` seconds, and say its state. Raises ResultTimeout."""
-        self._require(Feature.RESULTS, "results")
+        self._require_results()
         with contextlib.suppress(JobFailed, NoResult):
-            self._engine.result(self.id, timeout)
+            self._ask(timeout)
         return self.state
 
     def cancel(self) -> bool:
         """Take the job back if it has not started. True: it will not run."""
+        if self._ticket is not None and self._here is not None:
+            self._ticket.state = State.CANCELLED if self._here is State.DEFERRED else self._here
+            return True
         if Feature.CANCEL not in self._configuration.handler.features:
             raise BackgroundedError(f"Handler {self._configuration.kind!r} cannot cancel jobs.")
         return bool(self._engine.cancel(self.id))
@@ -85,11 +89,24 @@ class Job(Generic[R]):
     def _engine(self) -> Any:
         return self._configuration.handler
 
-    def _require(self, feature: Feature, what: str) -> None:
-        if self._ticket is not None and self._ticket.state is not None:
-            raise NoResult(f"Job {self.id} has no {what}: it is {self._ticket.state}.")
-        if feature not in self._configuration.handler.features:
-            raise NoResult(f"Handler {self._configuration.kind!r} keeps no {what}.")
+    @property
+    def _here(self) -> State | None:
+        """The state of a job that is not with the engine; None when the engine has it, or may have it."""
+        state = None if self._ticket is None else self._ticket.state
+        return None if state is State.UNKNOWN else state
+
+    def _ask(self, timeout: float | None) -> Any:
+        """The result as a tree, from the engine."""
+        self._require_results()
+        if self._here is State.DEFERRED:
+            raise ResultTimeout(f"Job {self.id} has not been sent yet: it is deferred.")
+        if self._here is not None:
+            raise NoResult(f"Job {self.id} has no result: it is {self._here}.")
+        return self._engine.result(self.id, timeout)
+
+    def _require_results(self) -> None:
+        if Feature.RESULTS not in self._configuration.handler.features:
+            raise NoResult(f"Handler {self._configuration.kind!r} keeps no results.")
 
     def __repr__(self) -> str:
         return f"<Job {self.name or ''} {self.id}>"

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeGuard, cast, runtime_checkable
 
 from .calls import NO_OPTIONS, Options
 from .errors import (
@@ -132,30 +132,32 @@ class Names:
         Raises TargetNotFound.
         """
         _check_name(name)
+        if "__main__" in name.split("."):
+            raise TargetNotFound("A program itself is no module that a worker looks into.")
         module = sys.modules.get(name)
-        if isinstance(module, ModuleType) and name != "__main__":
+        if isinstance(module, ModuleType):
             return module
         if not self._may_import(name):
             raise TargetNotFound(
                 f"The module {name} is not loaded in this worker. Set BACKGROUNDED_APP={name} (modules to import "
-                f"before the first job, comma-separated), or allow its package: BACKGROUNDED_ALLOW={name.split('.')[0]}"
+                f"before the first job, comma-separated), or allow its package: BACKGROUNDED_ALLOW={name.split('.', maxsplit=1)[0]}"
             )
         try:
             return importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script that ends its process must not end the worker
             raise TargetNotFound(f"The module {name} could not be imported: {type(error).__name__}") from error
 
     def find_class(self, name: str) -> type:
         """The class behind "shop.models:User". Raises TargetNotFound; says nothing about admission."""
         module_name, qualname = split_name(name)
-        holder: Any = self.find_module(module_name)
+        found: Any = self.find_module(module_name)
         path: list[str] = []
         for part in qualname.split("."):
             path.append(part)
-            holder = vars(holder).get(part)
-            if not isinstance(holder, type) or not _is_defined(holder, module_name, ".".join(path)):
+            found = vars(found).get(part)
+            if not is_class(found) or not _is_defined(found, module_name, ".".join(path)):
                 raise TargetNotFound(f"There is no class {name} in this worker.")
-        return holder
+        return cast(type, found)
 
     def find_admitted_class(self, name: str) -> type:
         """The class behind a name, if it may be named by a wire. Raises TargetNotFound or Refused."""
@@ -228,7 +230,9 @@ class Names:
     def _admit_method(
         self, owner: Any, holder: type, full: str, name: str, function: FunctionType, opted_in: bool
     ) -> None:
-        if f"{dotted_name(holder)}.{name}" in self.allow or _inherits(owner, name):
+        if function.__name__ == "<lambda>":
+            raise NotAllowed(full, "it is a lambda: give it a name with def.")
+        if not self.allow.isdisjoint((full, f"{dotted_name(holder)}.{name}")) or _inherits(owner, name):
             return
         if not (opted_in or has_opted_in(holder) or self.allows(dotted_name(holder))):
             raise NotAllowed(
@@ -244,6 +248,8 @@ class Names:
             )
 
     def _admit_function(self, module: ModuleType, full: str, name: str, function: FunctionType) -> None:
+        if "<" in function.__qualname__:
+            raise NotAllowed(full, "it is local or a lambda: define it with def at the top level of the module.")
         if not _is_defined(function, module.__name__, name):
             raise NotAllowed(
                 full,
@@ -267,15 +273,15 @@ def _lookup(owner: type | ModuleType, name: str) -> tuple[type | ModuleType, Any
     raise UnknownMethod(_unknown(owner, name))
 
 
-def _unknown(owner: type | ModuleType, name: str) -> str:
+def _unknown(owner: Any, name: str) -> str:
     if name.startswith("_"):
         return f"{dotted_name(owner)}.{name} is private: only public methods run in the background."
     near = difflib.get_close_matches(name, sorted(public_functions(owner)), n=1)
     return f"{dotted_name(owner)} has no method {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
 
 
-def _holders(owner: type | ModuleType) -> Iterable[Any]:
-    return type.mro(owner) if isinstance(owner, type) and owner is not type else (owner,)
+def _holders(owner: Any) -> Iterable[Any]:
+    return owner.__mro__ if is_class(owner) else (owner,)
 
 
 def public_functions(owner: type | ModuleType) -> Iterator[str]:
@@ -330,7 +336,17 @@ def _inherits(owner: Any, name: str) -> bool:
 
 
 def _is_defined(thing: Any, module: str, qualname: str) -> bool:
-    return thing.__module__ == module and thing.__qualname__ == qualname
+    return bool(thing.__module__ == module and thing.__qualname__ == qualname)
+
+
+def is_class(thing: Any) -> TypeGuard[type]:
+    """Whether a thing is a class. `isinstance` would ask the thing itself, and `__class__` may be a property."""
+    return issubclass(type(thing), type)
+
+
+def owner_of(thing: Any) -> type | ModuleType:
+    """Whose methods are called on a thing: a class's or module's own, else those of its class. Evaluates nothing."""
+    return thing if issubclass(type(thing), (type, ModuleType)) else type(thing)
 
 
 def dotted_name(owner: type | ModuleType) -> str:
@@ -361,7 +377,7 @@ def _find_loaded(module: str, qualname: str) -> Any:
 
 def check_allow(entries: Iterable[str]) -> frozenset[str]:
     """An allow-list as given, checked. Raises ConfigurationError."""
-    if isinstance(entries, str):
+    if isinstance(entries, str) and entries != "*":
         raise ConfigurationError(f"allow must be a list of packages, such as allow=[{entries!r}], not one string.")
     allow = frozenset(entries)
     for entry in allow:

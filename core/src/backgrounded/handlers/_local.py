@@ -6,22 +6,21 @@ of those that ended; those that were set aside. `Ledger` alone is what `inline` 
 
 from __future__ import annotations
 
+import contextvars
+import heapq
 import itertools
-import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 from .._runtime import perform
 from ..calls import DEFAULT_PRIORITY, Call, Options
 from ..errors import ConfigurationError, Duplicate, EnqueueError, JobFailed, NoResult, ResultTimeout
-from ..handler import Again, Delivery, Keep, Kept, Skip, State, failure_from, failure_record
+from ..handler import Again, Delivery, Handler, Keep, Kept, Skip, State, failure_from, failure_record
 from ._limit import time_limit
-
-logger = logging.getLogger("backgrounded")
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_RESULT_TTL: Final = 86_400.0
@@ -59,35 +58,34 @@ class Ledger:
     def __init__(self, clock: Clock) -> None:
         self.changed = threading.Condition(threading.RLock())
         self._clock = clock
-        self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._open: dict[str, _Record] = {}
+        self._ended: OrderedDict[str, _Record] = OrderedDict()
         self._keys: dict[str, tuple[str, float]] = {}
 
     def note(self, call_id: str, state: State, options: Options | None = None, **what: Any) -> None:
-        """Write down a job's state, and for how long its end is remembered."""
+        """Write down a job's state, and for how long its end is remembered. What was set aside is never forgotten."""
         with self.changed:
+            self.forget(call_id)
             record = _Record(state, **what)
             if state.ended and state is not State.KEPT:
                 ttl = None if options is None else options.result_ttl
                 record.until = self._clock.now() + (DEFAULT_RESULT_TTL if ttl is None else ttl)
-            self._records[call_id] = record
-            self._records.move_to_end(call_id)
-            self._forget_oldest()
+                self._ended[call_id] = record
+                if len(self._ended) > MOST_RECORDS:
+                    self._ended.popitem(last=False)
+            else:
+                self._open[call_id] = record
             self.changed.notify_all()
-
-    def _forget_oldest(self) -> None:
-        while len(self._records) > MOST_RECORDS:
-            oldest = next((key for key, record in self._records.items() if record.state.ended), None)
-            if oldest is None:
-                return
-            del self._records[oldest]
 
     def forget(self, call_id: str) -> None:
         with self.changed:
-            self._records.pop(call_id, None)
+            self._open.pop(call_id, None)
+            self._ended.pop(call_id, None)
 
     def clear(self) -> None:
         with self.changed:
-            self._records.clear()
+            self._open.clear()
+            self._ended.clear()
             self._keys.clear()
 
     def state(self, call_id: str) -> State:
@@ -96,7 +94,7 @@ class Ledger:
 
     def _known(self, call_id: str) -> _Record | None:
         with self.changed:
-            record = self._records.get(call_id)
+            record = self._open.get(call_id) or self._ended.get(call_id)
             return record if record is not None and record.until > self._clock.now() else None
 
     def result(self, call_id: str, timeout: float | None) -> Any:
@@ -146,29 +144,54 @@ class KeptJobs(list[Kept]):
         return tuple(self)
 
 
-@dataclass(order=True)
+@dataclass
 class Waiting:
-    """A job that waits: the more urgent first, then the one due earlier, then the one called earlier."""
+    """A job that waits: the more urgent first, then the one due earlier, then the one called earlier.
+
+    `context` is where it runs (None: in the context of whoever runs it).
+    """
 
     rank: tuple[int, float, int]
-    call: Call = field(compare=False)
-    due: float = field(compare=False)
-    attempt: int = field(compare=False, default=1)
+    call: Call
+    due: float
+    attempt: int = 1
+    context: contextvars.Context | None = None
 
     @property
     def queue(self) -> str:
         return self.call.options.queue or DEFAULT_QUEUE
 
 
+class Lane:
+    """The jobs of one queue that wait: those that are due by rank, the others by the time at which they are."""
+
+    def __init__(self) -> None:
+        self.ready: list[tuple[tuple[int, float, int], Waiting]] = []
+        self.later: list[tuple[float, int, Waiting]] = []
+
+    def add(self, waiting: Waiting) -> None:
+        heapq.heappush(self.later, (waiting.due, waiting.rank[-1], waiting))
+
+    def advance(self, moment: float) -> None:
+        """Move what is due by now."""
+        while self.later and self.later[0][0] <= moment:
+            waiting = heapq.heappop(self.later)[-1]
+            heapq.heappush(self.ready, (waiting.rank, waiting))
+
+
 class LocalQueue:
-    """Jobs of one process: waiting, running, ended, kept."""
+    """Jobs of one process: waiting, running, ended, kept.
+
+    A job that is taken back stays in its lane's heap until its turn comes: `_waiting` knows whether it still waits.
+    """
 
     def __init__(self, limit: int | None = None) -> None:
         self.clock = Clock()
         self.kept = KeptJobs()
         self._ledger = Ledger(self.clock)
         self._changed = self._ledger.changed
-        self._waiting: list[Waiting] = []
+        self._waiting: dict[str, Waiting] = {}
+        self._lanes: dict[str, Lane] = {}
         self._set_aside: dict[str, Waiting] = {}
         self._order = itertools.count()
         self._limit = limit
@@ -176,37 +199,40 @@ class LocalQueue:
     # -- the protocol
 
     def enqueue(self, call: Call) -> str | None:
-        self._ledger.claim(call)
-        try:
-            self._wait(call)
-        except EnqueueError:
-            self._ledger.release(call)
-            raise
+        with self._changed:
+            if self._limit is not None and len(self._waiting) >= self._limit:
+                raise EnqueueError(f"{self._limit:,} jobs are waiting already, and no more are taken.")
+            self._ledger.claim(call)
+            self._wait(call, call.created if call.due is None else call.due, context=self._context())
         return None
 
     def enqueue_many(self, calls: Sequence[Call]) -> list[str | None]:
         return [self.enqueue(call) for call in calls]
 
     def state(self, call_id: str) -> State:
-        return self._ledger.state(call_id)
+        with self._changed:
+            waiting = self._waiting.get(call_id)
+            if waiting is not None:
+                return State.SCHEDULED if waiting.due > self.clock.now() else State.QUEUED
+            return self._ledger.state(call_id)
 
     def result(self, call_id: str, timeout: float | None) -> Any:
         return self._ledger.result(call_id, timeout)
 
     def cancel(self, call_id: str) -> bool:
         with self._changed:
-            found = next((item for item in self._waiting if item.call.id == call_id), None)
-            if found is None:
+            waiting = self._waiting.pop(call_id, None)
+            if waiting is None:
                 return False
-            self._waiting.remove(found)
-            self._end(found.call, State.CANCELLED)
+            self._end(waiting.call, State.CANCELLED)
+            self._sweep(waiting.queue)
         return True
 
     def replay(self, call_id: str) -> None:
         """Put a kept job back, as if it were called now."""
         with self._changed:
             waiting = self._take_kept(call_id)
-            self._wait(waiting.call, due=self.clock.now())
+            self._wait(waiting.call, self.clock.now(), context=waiting.context)
 
     def forget(self, call_id: str) -> None:
         """Drop a kept job."""
@@ -222,27 +248,58 @@ class LocalQueue:
 
     # -- waiting
 
-    def _wait(self, call: Call, *, due: float | None = None, attempt: int = 1) -> None:
-        moment = due if due is not None else call.due if call.due is not None else call.created
+    def _context(self) -> contextvars.Context | None:
+        """Where a job that is called now will run."""
+        return None
+
+    def _wait(self, call: Call, due: float, attempt: int = 1, context: contextvars.Context | None = None) -> None:
         priority = DEFAULT_PRIORITY if call.options.priority is None else call.options.priority
         with self._changed:
-            if self._limit is not None and len(self._waiting) >= self._limit:
-                raise EnqueueError(f"{self._limit:,} jobs are waiting already, and no more are taken.")
-            self._waiting.append(Waiting((-priority, moment, next(self._order)), call, moment, attempt))
-            later = moment > self.clock.now()
-            self._ledger.note(call.id, State.SCHEDULED if later else State.QUEUED)
+            waiting = Waiting((-priority, due, next(self._order)), call, due, attempt, context)
+            self._waiting[call.id] = waiting
+            self._lanes.setdefault(waiting.queue, Lane()).add(waiting)
+            self._ledger.note(call.id, State.QUEUED)
 
-    def _take(self, accepts: Callable[[Waiting], bool]) -> Waiting | None:
-        """The job to run next, of those that are due and accepted; it waits no longer."""
+    def _take(self, queues: Collection[str]) -> Waiting | None:
+        """The job to run next, of those that are due in these queues (none: in all); it waits no longer."""
         with self._changed:
-            moment = self.clock.now()
-            ready = [item for item in self._waiting if item.due <= moment and accepts(item)]
-            if not ready:
-                return None
-            chosen = min(ready)
-            self._waiting.remove(chosen)
-            self._ledger.note(chosen.call.id, State.RUNNING)
-        return chosen
+            heads = [lane.ready[0] for lane in self._advanced(queues) if lane.ready]
+            return self._start_of(min(heads)[-1]) if heads else None
+
+    def _start_of(self, waiting: Waiting) -> Waiting:
+        del self._waiting[waiting.call.id]
+        self._ledger.note(waiting.call.id, State.RUNNING)
+        return waiting
+
+    def _advanced(self, queues: Collection[str]) -> Iterator[Lane]:
+        """The lanes of these queues, with what is due by now in `ready` and a job that still waits at its head."""
+        moment = self.clock.now()
+        for queue in queues or tuple(self._lanes):
+            lane = self._lanes.get(queue)
+            if lane is None:
+                continue
+            lane.advance(moment)
+            while lane.ready and not self._waits(lane.ready[0][-1]):
+                heapq.heappop(lane.ready)
+            while lane.later and not self._waits(lane.later[0][-1]):
+                heapq.heappop(lane.later)
+            if lane.ready or lane.later:
+                yield lane
+            else:
+                del self._lanes[queue]
+
+    def _waits(self, waiting: Waiting) -> bool:
+        return self._waiting.get(waiting.call.id) is waiting
+
+    def _sweep(self, queue: str) -> None:
+        """Throw away what was taken back, when that is most of a lane."""
+        lane = self._lanes.get(queue)
+        if lane is None or len(lane.ready) + len(lane.later) <= 2 * len(self._waiting) + 64:
+            return
+        lane.ready = [item for item in lane.ready if self._waits(item[-1])]
+        lane.later = [item for item in lane.later if self._waits(item[-1])]
+        heapq.heapify(lane.ready)
+        heapq.heapify(lane.later)
 
     # -- running
 
@@ -253,15 +310,16 @@ class LocalQueue:
         delivery = Delivery(call.handler, waiting.queue, waiting.attempt)
         try:
             with time_limit(call.options.timeout):
-                tree = perform(call.tree, delivery, moment=self.clock.now())
+                tree = perform(call.tree, delivery, moment=self.clock.now(), fallback=lambda: cast(Handler, self))
         except Again as again:
-            self._wait(call, due=self.clock.now() + again.seconds, attempt=waiting.attempt + 1)
+            self._wait(call, self.clock.now() + again.seconds, waiting.attempt + 1, waiting.context)
         except Skip as skip:
             self._end(call, skip.state)
         except Keep as keep:
-            self._set_aside[call.id] = waiting
-            self.kept.append(Kept(call.id, keep.reason, call.tree, call.name, keep.code))
-            self._end(call, State.KEPT)
+            with self._changed:
+                self._set_aside[call.id] = waiting
+                self.kept.append(Kept(call.id, keep.reason, call.tree, call.name, keep.code))
+                self._end(call, State.KEPT)
             return keep.__cause__ or keep
         except BaseException as error:
             self._end(call, State.FAILED, failure=failure_from(failure_record(error)))
@@ -273,8 +331,3 @@ class LocalQueue:
     def _end(self, call: Call, state: State, **what: Any) -> None:
         self._ledger.release(call)
         self._ledger.note(call.id, state, call.options, **what)
-
-
-def serves(queues: Collection[str]) -> Callable[[Waiting], bool]:
-    """Whether a worker of these queues (none: of all) takes a job."""
-    return (lambda item: item.queue in queues) if queues else (lambda item: True)

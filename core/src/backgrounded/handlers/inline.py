@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final
 
 from .._runtime import perform
 from ..calls import Call
-from ..handler import Again, Delivery, Feature, Guarantees, Keep, Skip, State
+from ..handler import Again, Delivery, Feature, Guarantees, Keep, Skip, State, failure_from, failure_record
 from ._local import DEFAULT_QUEUE, Clock, Ledger
 
 
@@ -54,10 +54,17 @@ class InlineHandler:
             except Skip as skip:
                 self._ledger.note(call.id, skip.state, call.options)
             except Keep as keep:
-                raise keep.__cause__ or keep from None
+                raise self._failed(call, keep.__cause__ or keep) from None
+            except BaseException as error:
+                self._failed(call, error)
+                raise
             else:
                 self._ledger.note(call.id, State.SUCCEEDED, call.options, tree=tree)
             return
+
+    def _failed(self, call: Call, error: BaseException) -> BaseException:
+        self._ledger.note(call.id, State.FAILED, call.options, failure=failure_from(failure_record(error)))
+        return error
 
     def state(self, call_id: str) -> State:
         return self._ledger.state(call_id)

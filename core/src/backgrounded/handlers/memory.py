@@ -1,10 +1,10 @@
 """How do tests see what was called, and run it when they want?
 
-    with backgrounded.using("memory") as handler:
-        user.backgrounded(delay=60).do_stuff(1)
-        assert handler.calls[0].name == "shop.models.User.do_stuff"
-        handler.clock.advance(60)
-        handler.run()
+with backgrounded.using("memory") as handler:
+    user.backgrounded(delay=60).do_stuff(1)
+    assert handler.calls[0].name == "shop.models.User.do_stuff"
+    handler.clock.advance(60)
+    handler.run()
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 from ..calls import Call
 from ..errors import BadArguments
 from ..handler import Feature, Guarantees
-from ._local import DEFAULT_QUEUE, LocalQueue, serves
+from ._local import DEFAULT_QUEUE, LocalQueue, Waiting
 
 
 class MemoryHandler(LocalQueue):
@@ -35,7 +35,7 @@ class MemoryHandler(LocalQueue):
     @property
     def calls(self) -> list[Call]:
         with self._changed:
-            return [item.call for item in self._waiting]
+            return [waiting.call for waiting in self._waiting.values()]
 
     def run(self, *queues: str) -> int:
         """Run what waits now and is due, in the given queues or all; return how many ran.
@@ -43,16 +43,22 @@ class MemoryHandler(LocalQueue):
         The more urgent first. What the jobs enqueue stays waiting, and so does what is to be tried again. The first
         job that fails for good, or is set aside, ends the run and its error is raised.
         """
-        with self._changed:
-            present = {item.rank for item in self._waiting}
-        accepts = serves(queues)
         count = 0
-        while taken := self._take(lambda item: item.rank in present and accepts(item)):
+        for waiting in self._due_now(queues):
+            with self._changed:
+                if not self._waits(waiting):  # cancelled by one of these jobs, or taken by another thread
+                    continue
+                self._start_of(waiting)
             count += 1
-            error = self._execute(taken)
+            error = self._execute(waiting)
             if error is not None:
                 raise error
         return count
+
+    def _due_now(self, queues: tuple[str, ...]) -> list[Waiting]:
+        with self._changed:
+            ready = [item for lane in self._advanced(queues) for item in lane.ready]
+        return [waiting for _, waiting in sorted(ready)]
 
     def result(self, call_id: str, timeout: float | None) -> Any:
         """As ever, but without a timeout it does not wait: nothing would run the job in the meantime."""
@@ -62,6 +68,7 @@ class MemoryHandler(LocalQueue):
         """Forget everything: what waits, what ended, what was set aside, the unique keys."""
         with self._changed:
             self._waiting.clear()
+            self._lanes.clear()
             self._set_aside.clear()
             self.kept.clear()
             self._ledger.clear()

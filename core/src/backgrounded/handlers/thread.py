@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import contextvars
 import logging
+import os
 import threading
-from collections.abc import Iterable
+import weakref
+from collections.abc import Collection, Iterable, Iterator
 from typing import ClassVar, Final
 
 from ..calls import Call
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, EnqueueError
 from ..handler import Feature, Guarantees
-from ._local import DEFAULT_QUEUE, LocalQueue, Waiting, serves
+from ._local import DEFAULT_QUEUE, LocalQueue, Waiting
 
 logger = logging.getLogger("backgrounded")
 
 
 class ThreadHandler(LocalQueue):
-    """Runs jobs in `workers` threads of this process, of the given `queues` (None: of all).
+    """Runs jobs in `workers` threads of this process, of the given `queues` (None: of all, [] of none).
 
-    At most `limit` jobs wait; one more is refused with an EnqueueError. The threads start with the first job. At exit
-    they finish what is due; what is delayed beyond that is lost, and said so in the log.
+    At most `limit` jobs wait; one more is refused with an EnqueueError. The threads start with the first job, which
+    runs in a copy of its caller's context. At exit they finish what is due; what is delayed beyond that is lost, and
+    said so in the log. `serving` gives queues threads of their own. A forked child starts with nothing.
     """
 
     protocol: ClassVar[int] = 1
@@ -46,76 +50,124 @@ class ThreadHandler(LocalQueue):
     default_queue: Final = DEFAULT_QUEUE
 
     def __init__(self, workers: int = 4, queues: Iterable[str] | None = None, limit: int = 10_000) -> None:
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-            raise ConfigurationError(f"workers must be at least 1, got {workers!r}")
+        _check_workers(workers)
         if isinstance(queues, str):
             raise ConfigurationError(f"queues must be a list of names, such as [{queues!r}]")
         super().__init__(limit)
-        self._accepts = serves(frozenset(queues or ()))
-        self._size = workers
-        self._threads: list[threading.Thread] = []
-        self._contexts: dict[str, contextvars.Context] = {}
+        served = None if queues is None else frozenset(queues)
+        self._size = 0 if served == frozenset() else workers
+        self._crew = _Crew(served or ())
         self._running = 0
         self._closing = False
+        _forget_in_children(self)
 
     def enqueue(self, call: Call) -> str | None:
         with self._changed:
-            self._contexts[call.id] = contextvars.copy_context()
-            try:
-                super().enqueue(call)
-            except BaseException:
-                del self._contexts[call.id]
-                raise
-            self._start()
+            if self._closing and not self._running:
+                raise EnqueueError("The pool was closed: it takes no more jobs.")
+            super().enqueue(call)
+            if len(self._crew.threads) < self._size and not self._closing:
+                self._hire(self._crew)
         return None
 
+    @contextlib.contextmanager
+    def serving(self, *queues: str, workers: int = 1) -> Iterator[None]:
+        """More threads, for these queues alone (none: for all), inside the block; at its end they finish their jobs."""
+        _check_workers(workers)
+        crew = _Crew(frozenset(queues))
+        with self._changed:
+            for _ in range(workers):
+                self._hire(crew)
+        try:
+            yield
+        finally:
+            with self._changed:
+                crew.leaving = True
+                self._changed.notify_all()
+            crew.join()
+
     def close(self) -> None:
-        """Finish what is due, then end the threads. Called at exit."""
+        """Finish what is due, then end the threads. Called at exit; more jobs are refused afterwards."""
+        atexit.unregister(self.close)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._crew.join()
         if self._waiting:
-            logger.warning("%d delayed jobs are lost: the process ends before they are due", len(self._waiting))
+            logger.warning("%d jobs are lost: the process ends before they are due", len(self._waiting))
 
-    def _start(self) -> None:
-        if not self._threads:
+    # -- the threads
+
+    def _context(self) -> contextvars.Context:
+        return contextvars.copy_context()
+
+    def _hire(self, crew: _Crew) -> None:
+        if crew is self._crew and not crew.threads:
             atexit.register(self.close)
-        if len(self._threads) < self._size and not self._closing:
-            thread = threading.Thread(target=self._work, name=f"backgrounded-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        self._changed.notify_all()
+        thread = threading.Thread(
+            target=self._work, args=(crew,), name=f"backgrounded-{len(crew.threads)}", daemon=True
+        )
+        crew.threads.append(thread)
+        thread.start()
 
-    def _work(self) -> None:
-        while (taken := self._next()) is not None:
-            context = self._contexts.get(taken.call.id) or contextvars.copy_context()
+    def _work(self, crew: _Crew) -> None:
+        while (taken := self._next(crew)) is not None:
+            context = taken.context or contextvars.copy_context()
             try:
                 context.run(self._execute, taken)
             finally:
-                self._finished(taken)
+                with self._changed:
+                    self._running -= 1
+                    self._changed.notify_all()
+            del taken, context  # an idle thread holds on to nothing of its last job
 
-    def _next(self) -> Waiting | None:
-        """The next job; waits for one. None: the pool is closing and nothing is due."""
+    def _next(self, crew: _Crew) -> Waiting | None:
+        """The next job; waits for one. None: the crew is leaving, or the pool is closing and nothing is due."""
         with self._changed:
-            while True:
-                taken = self._take(self._accepts)
+            while not crew.leaving:
+                taken = self._take(crew.queues)
                 if taken is not None:
                     self._running += 1
                     return taken
                 if self._closing and not self._running:
                     self._changed.notify_all()
                     return None
-                self._changed.wait(self._until_next_due())
+                self._changed.wait(self._until_next_due(crew))
+            return None
 
-    def _until_next_due(self) -> float | None:
-        dues = [item.due for item in self._waiting if self._accepts(item)]
+    def _until_next_due(self, crew: _Crew) -> float | None:
+        dues = [lane.later[0][0] for lane in self._advanced(crew.queues) if lane.later]
         return max(0.0, min(dues) - self.clock.now()) if dues else None
 
-    def _finished(self, taken: Waiting) -> None:
-        with self._changed:
-            self._running -= 1
-            if self._ledger.state(taken.call.id).ended:
-                self._contexts.pop(taken.call.id, None)
-            self._changed.notify_all()
+
+class _Crew:
+    """Threads that serve the same queues."""
+
+    def __init__(self, queues: Collection[str]) -> None:
+        self.queues = queues
+        self.threads: list[threading.Thread] = []
+        self.leaving = False
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join()
+
+
+def _check_workers(workers: object) -> None:
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ConfigurationError(f"workers must be at least 1, got {workers!r}")
+
+
+def _forget_in_children(handler: ThreadHandler) -> None:
+    """After a fork the child has no threads, and perhaps a lock that is held: it starts afresh. The jobs are its parent's."""
+    found = weakref.ref(handler)
+
+    def forget() -> None:
+        handler = found()
+        if handler is not None:
+            LocalQueue.__init__(handler, handler._limit)
+            handler._crew = _Crew(handler._crew.queues)
+            handler._running = 0
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)

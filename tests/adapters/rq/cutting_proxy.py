@@ -1,0 +1,65 @@
+"""A TCP proxy that passes requests on and, now and then, cuts the connection before the reply comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+
+class CuttingProxy:
+    """Listens on `port`. While `probability` is above 0, that share of the requests that carry `mark` is done but not
+    answered: the client sees a reset. `cuts` counts them."""
+
+    def __init__(self, port: int, *, seed: int = 1, mark: bytes = b"EXEC") -> None:
+        self.target = ("127.0.0.1", port)
+        self.probability = 0.0
+        self.cuts = 0
+        self.mark = mark
+        self._random = random.Random(seed)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        """One request, one reply, in turn: what redis-py's pipelines and commands do."""
+        server = socket.create_connection(self.target)
+        cutting = threading.Event()
+        threading.Thread(target=self._answer, args=(server, client, cutting), daemon=True).start()
+        with contextlib.suppress(OSError), client, server:
+            while request := client.recv(2**20):
+                if self.mark in request and self._random.random() < self.probability:
+                    cutting.set()
+                server.sendall(request)
+
+    def _answer(self, server: socket.socket, client: socket.socket, cutting: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while reply := server.recv(2**20):
+                if cutting.is_set():
+                    self.cuts += 1
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    client.shutdown(socket.SHUT_RD)
+                    client.close()
+                    return
+                client.sendall(reply)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@contextlib.contextmanager
+def cutting_proxy(port: int, **options: object) -> Iterator[CuttingProxy]:
+    proxy = CuttingProxy(port, **options)  # type: ignore[arg-type]
+    try:
+        yield proxy
+    finally:
+        proxy.close()

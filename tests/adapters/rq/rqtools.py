@@ -1,0 +1,75 @@
+"""What these tests are written with: wait for a condition, run a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+HERE = Path(__file__).parent
+T = TypeVar("T")
+
+
+def eventually(ask: Callable[[], T], seconds: float = 15, every: float = 0.02) -> T:
+    """The first true answer; fails with the last one when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (answer := ask()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s; at last it was {answer!r}")
+        time.sleep(every)
+    return answer
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+class Worker:
+    """A worker process, ended by its own id; `log` is what it said."""
+
+    def __init__(self, command: list[str], folder: Path, name: str, **env: str | None) -> None:
+        self.path = folder / f"{name}.log"
+        merged = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        merged |= {
+            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+            "BACKGROUNDED_APP": "rqshop.jobs",
+        }
+        merged = {key: value for key, value in {**merged, **env}.items() if value is not None}
+        with self.path.open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=merged,
+                cwd=folder,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 one system call, no lock
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.path.read_text(errors="replace")
+
+    def ready(self) -> Worker:
+        eventually(lambda: "Listening on" in self.log or self.process.poll() is not None, 20)
+        assert self.process.poll() is None, self.log
+        return self
+
+    def stop(self, patience: float = 15) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(patience)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()

