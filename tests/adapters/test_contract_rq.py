@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import backgrounded
 import pytest
+from backgrounded import Retry
 from backgrounded.testing import HandlerContract
+from backgrounded.testing.probe import Probe, describe, events, values
 from backgrounded_rq import RQHandler
+from processes import running
 from rq import Worker
 from rq.scheduler import RQScheduler
 
-from conftest import running
+from servers import free_port
 
 pytestmark = pytest.mark.worker
 
@@ -46,10 +49,7 @@ class RQContract(HandlerContract):
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
     def dead_handler(self) -> RQHandler:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        return RQHandler(f"redis://127.0.0.1:{port}/0", serializer=self.serializer)
+        return RQHandler(f"redis://127.0.0.1:{free_port()}/0", serializer=self.serializer)
 
     def environment(self, handler: RQHandler) -> Mapping[str, str]:
         return {"BACKGROUNDED_URL": f"rq+{handler.url}", "BACKGROUNDED_APP": "backgrounded.testing.probe"}
@@ -96,3 +96,36 @@ class TestOurWorkerCommand(RQContract):
 
     def command(self, handler: RQHandler, queues: Sequence[str]) -> list[str]:
         return handler.worker_command(queues)
+
+
+@pytest.mark.slow
+class TestSimpleWorker(RQContract):
+    """Without a fork: the jobs run in the worker's own process, which has to live on."""
+
+    serializer = "pickle"
+
+    def command(self, handler: RQHandler, queues: Sequence[str]) -> list[str]:
+        return plain_command(handler, queues, "--worker-class", "rq.SimpleWorker")
+
+
+class TestSpawnWorker:
+    """A fresh interpreter for each job: five jobs a second, so these are the outlines of the contract only."""
+
+    def test_a_job_runs_fails_and_is_tried_again_in_processes_of_their_own(
+        self, redis_url: str, tmp_path: Path
+    ) -> None:
+        handler = RQHandler(redis_url, priorities=PRIORITIES)
+        probe, path = Probe(str(tmp_path / "oracle.jsonl")), str(tmp_path / "oracle.jsonl")
+        samples = values()
+        command = plain_command(handler, ["spawned"], "--worker-class", "rq.SpawnWorker")
+        with backgrounded.using(handler), rq_worker(command, handler, ["spawned"], tmp_path / "worker.log"):
+            good = probe.backgrounded(queue="spawned").give(samples)
+            bad = probe.backgrounded(queue="spawned", retry=1).fail(None, message="as asked")
+            later = probe.backgrounded(queue="spawned", delay=0.5, retry=Retry(1, wait=0.1)).fail(1, "once")
+            assert describe(good.result(60)) == describe(samples)
+            assert str(bad.exception(60)) == "backgrounded.testing.probe.ProbeError: as asked"
+            assert later.result(60) == 2
+        ran = events(path, "give") + events(path, "fail")
+        assert [event.attempt for event in events(path, "fail") if event.job_id == bad.id] == [1, 2]
+        assert len(ran) == 5
+        assert len({event.pid for event in ran}) == 5

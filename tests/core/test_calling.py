@@ -7,14 +7,13 @@ import copy
 import inspect
 import pickle
 import pydoc
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import pytest
-
 import backgrounded
-import shop.jobs
+import pytest
 from backgrounded import (
     Backgrounded,
     BadArguments,
@@ -37,6 +36,8 @@ from backgrounded import (
 )
 from backgrounded.handler import Feature
 from backgrounded.handlers.memory import MemoryHandler
+
+import shop.jobs
 from shop import diary
 from shop.models import Awkward, Guest, Order, Point, Report, SpecialOrder, Stranger, User, WithMeta
 
@@ -88,7 +89,9 @@ def test_arguments_arrive_as_they_were_given(memory: MemoryHandler, args: Any, k
         User().backgrounded(queue="a").take(*args, **kwargs)
     background(shop.jobs, queue="a").take(*args, **kwargs)
     later(shop.jobs.take, queue="a")(*args, **kwargs)
-    assert all((call.options.given(), call.args, call.kwargs) == ({"queue": "a"}, args, kwargs) for call in memory.calls)
+    assert all(
+        (call.options.given(), call.args, call.kwargs) == ({"queue": "a"}, args, kwargs) for call in memory.calls
+    )
     ran = memory.run()
     assert diary.lines == [(args, kwargs)] * ran
 
@@ -147,7 +150,9 @@ def test_the_outcome_is_a_job_and_never_the_return_value(memory: MemoryHandler) 
 
 
 @pytest.mark.parametrize("name", ["nope", "_private", "__secret__", "_User__mangled"])
-def test_an_unknown_or_private_name_is_an_attribute_error_at_the_call(memory: MemoryHandler, name: str) -> None:  # K15, K17
+def test_an_unknown_or_private_name_is_an_attribute_error_at_the_call(
+    memory: MemoryHandler, name: str
+) -> None:  # K15, K17
     for proxy in (User().backgrounded, User.backgrounded, background(shop.jobs), User().abackgrounded):
         with pytest.raises(UnknownMethod):
             getattr(proxy, name)
@@ -271,15 +276,18 @@ def test_a_string_target_is_not_taken_for_a_name() -> None:  # K40
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: User().backgrounded.do_stuff(1, 2), ["shop.models.User.do_stuff(n: 'int' = 1)", "too many positional"]),
+        (
+            lambda: User().backgrounded.do_stuff(1, 2),
+            ["shop.models.User.do_stuff(n: 'int' = 1)", "too many positional"],
+        ),
         (lambda: User().backgrounded.do_stuff(m=1), ["'m'"]),
-        (lambda: User().backgrounded.rename(), ["shop.models.User.rename(first", "'first'"]),
+        (User().backgrounded.rename, ["shop.models.User.rename(first", "'first'"]),
         (lambda: User.backgrounded.sync(1, 2), ["shop.models.User.sync(key"]),
         (lambda: User.backgrounded.ping(1, 2), ["shop.models.User.ping(text"]),
         (lambda: background(shop.jobs).send_mail(), ["shop.jobs.send_mail(to", "'to'"]),
         (lambda: later(shop.jobs.send_mail)("a", "b"), ["shop.jobs.send_mail(to"]),
         (lambda: Order().send_confirmation_backgrounded(1, 2, 3), ["send_confirmation(to"]),
-        (lambda: User.backgrounded.do_stuff(), ["shop.models.User.do_stuff", "call it on an object"]),
+        (User.backgrounded.do_stuff, ["shop.models.User.do_stuff", "call it on an object"]),
     ],
 )
 def test_arguments_that_do_not_fit_fail_at_the_call_with_the_signature(
@@ -293,12 +301,9 @@ def test_arguments_that_do_not_fit_fail_at_the_call_with_the_signature(
 
 
 def test_a_value_that_cannot_travel_fails_at_the_call_with_its_path(memory: MemoryHandler) -> None:  # K57
-    with pytest.raises(EncodeError, match="kwargs"):
+    with pytest.raises(EncodeError) as caught:
         User().backgrounded.take(items=[1, 2, 3, threading.Lock()])
-    try:
-        User().backgrounded.take(items=[1, 2, 3, threading.Lock()])
-    except EncodeError as error:
-        assert error.path == "kwargs['items'][3]"
+    assert caught.value.path == "kwargs['items'][3]"
     assert memory.calls == []
 
 
@@ -417,7 +422,8 @@ def test_a_declared_method_has_a_twin_that_completion_and_help_show(memory: Memo
     twin = Order.send_confirmation_backgrounded
     assert inspect.isfunction(twin)
     assert str(inspect.signature(twin)).startswith("(self, to")
-    assert "in the background" in pydoc.render_doc(Order) and "Tell the customer." in (twin.__doc__ or "")
+    assert "in the background" in pydoc.render_doc(Order)
+    assert "Tell the customer." in (twin.__doc__ or "")
     job = Order().send_confirmation_backgrounded("you")
     call = the_call(memory)
     assert (call.method, call.args, call.id) == ("send_confirmation", ("you",), job.id)
@@ -463,14 +469,13 @@ def test_a_declared_class_method_in_a_subclass_runs_on_the_subclass(memory: Memo
 
 def test_later_of_a_class_method_is_never_the_wrong_class(memory: MemoryHandler) -> None:
     """Below `@classmethod`, Python 3.13 does not ask the descriptor: it says what to do rather than guess."""
-    try:
-        SpecialOrder.class_outside.later(1)  # type: ignore[attr-defined]
-    except CallError as error:
-        assert "above @classmethod" in str(error)
-        assert memory.calls == []
-    else:
-        memory.run()
-        assert diary.lines == ["SpecialOrder class_outside 1"]
+    if sys.version_info >= (3, 13):
+        with pytest.raises(CallError, match="above @classmethod"):
+            SpecialOrder.class_outside.later(1)  # type: ignore[attr-defined]
+        return
+    SpecialOrder.class_outside.later(1)  # type: ignore[attr-defined]
+    memory.run()
+    assert diary.lines == ["SpecialOrder class_outside 1"]
 
 
 def test_a_twin_of_the_users_own_stays() -> None:

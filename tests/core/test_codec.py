@@ -337,6 +337,14 @@ def test_a_changed_default_of_a_model_travels_though_it_was_never_set() -> None:
     assert (home.tags, home.amount, home.model_fields_set) == (["x"], 7, {"name"})
 
 
+def test_a_model_that_pydantic_has_not_finished_yet_is_read_by_its_aliases() -> None:
+    home = CODEC.decode({"$pydantic": ["values:Early", {"some_value": 5}]}, "value")
+    assert same(home, v.Early(someValue=5))
+    assert same(
+        sent(v.Early(someValue=5, laterValue=v.Later(value=1))), v.Early(someValue=5, laterValue=v.Later(value=1))
+    )
+
+
 def test_a_cached_property_is_not_part_of_a_value() -> None:
     cart = v.Cart([1, 2])
     assert cart.count == 2
@@ -471,6 +479,8 @@ class Text(str):
 
 
 class FakeZone(tzinfo):
+    key = "UTC"
+
     def utcoffset(self, moment: Any) -> timedelta:
         return timedelta(0)
 

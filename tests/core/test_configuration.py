@@ -11,9 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pytest
-
 import backgrounded
+import pytest
 from backgrounded import (
     Backgrounded,
     ConfigurationError,
@@ -34,6 +33,7 @@ from backgrounded.handler import Feature
 from backgrounded.handlers.inline import InlineHandler
 from backgrounded.handlers.memory import MemoryHandler
 from backgrounded.handlers.thread import ThreadHandler
+
 from shop import diary
 from shop.models import Stranger, User
 
@@ -85,7 +85,7 @@ def test_several_named_handlers() -> None:
     User().backgrounded(handler="mail").do_stuff()
     assert ([call.handler for call in main.calls], [call.handler for call in mail.calls]) == (["default"], ["mail"])
     assert (get_handler(), get_handler("mail")) == (main, mail)
-    with pytest.raises(ConfigurationError, match="under the name 'post'. Configured: default, mail"):
+    with pytest.raises(ConfigurationError, match=r"under the name 'post'\. Configured: default, mail"):
         User().backgrounded(handler="post").do_stuff()
 
 
@@ -232,7 +232,11 @@ def test_reset_leaves_nothing() -> None:
     ("url", "kind", "arguments"),
     [
         ("rq+redis://host:6379/0?queue=custom", "rq", {"url": "redis://host:6379/0", "queue": "custom"}),
-        ("rq+rediss://u:p%40w@h/0?ssl_cert_reqs=none&queue=q", "rq", {"url": "rediss://u:p%40w@h/0?ssl_cert_reqs=none", "queue": "q"}),  # noqa: E501
+        (
+            "rq+rediss://u:p%40w@h/0?ssl_cert_reqs=none&queue=q",
+            "rq",
+            {"url": "rediss://u:p%40w@h/0?ssl_cert_reqs=none", "queue": "q"},
+        ),
         ("huey+sqlite:///jobs.db", "huey", {"url": "sqlite:///jobs.db"}),
         ("celery://shop.celery:app", "celery", {"url": "shop.celery:app"}),
         ("inline://", "inline", {}),
@@ -288,13 +292,14 @@ def test_allowed_packages_come_from_the_environment_too(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("BACKGROUNDED_SECRET_KEYS", "k" * 32), ("BACKGROUNDED_ALLOW", "*"), ("BACKGROUNDED_ALLOW", "a b")]
+    ("name", "value"),
+    [("BACKGROUNDED_SECRET_KEYS", "k" * 32), ("BACKGROUNDED_ALLOW", "*"), ("BACKGROUNDED_ALLOW", "a b")],
 )
 def test_an_environment_that_makes_no_sense_is_a_configuration_error(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigurationError, match="allow|SECRET_KEYS"):
+    with pytest.raises(ConfigurationError, match=r"allow|SECRET_KEYS"):
         configure("memory")
     with pytest.raises(ConfigurationError):
         User().backgrounded.do_stuff()
@@ -322,7 +327,8 @@ def test_unconfigured_is_inline_with_one_notice(caplog: pytest.LogCaptureFixture
     assert len(diary.lines) == 6
     notices = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(notices) == 1
-    assert "not configured" in notices[0].getMessage() and "BACKGROUNDED_URL" in notices[0].getMessage()
+    assert "not configured" in notices[0].getMessage()
+    assert "BACKGROUNDED_URL" in notices[0].getMessage()
 
 
 def test_inline_on_purpose_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -340,8 +346,10 @@ def test_an_unknown_handler_lists_the_installed_ones_and_the_command() -> None: 
     text = str(caught.value)
     assert "No handler is named 'river'" in text
     assert {"inline", "memory", "null", "thread"} <= set(caught.value.installed)
-    assert "Installed: " in text and "inline, memory, null" in text
-    assert "Is backgrounded-river installed?" in text and 'pip install "backgrounded[river]"' in text
+    assert "Installed: " in text
+    assert "inline, memory, null" in text
+    assert "Is backgrounded-river installed?" in text
+    assert 'pip install "backgrounded[river]"' in text
 
 
 def handler_class(**body: Any) -> Any:
@@ -350,7 +358,19 @@ def handler_class(**body: Any) -> Any:
 
 @pytest.mark.parametrize(
     "nonsense",
-    [None, 3, object(), int, dict, object, [], Recorder.enqueue, sys, handler_class(enqueue=None), handler_class(enqueue=3)()],
+    [
+        None,
+        3,
+        object(),
+        int,
+        dict,
+        object,
+        [],
+        Recorder.enqueue,
+        sys,
+        handler_class(enqueue=None),
+        handler_class(enqueue=3)(),
+    ],
     ids=str,
 )
 def test_nonsense_is_refused_when_it_is_configured(nonsense: Any) -> None:  # K172
@@ -373,8 +393,16 @@ def test_features_are_checked_when_they_are_configured(features: Any) -> None:
 
 @pytest.mark.parametrize(
     ("feature", "method"),
-    [("bulk", "enqueue_many"), ("state", "state"), ("results", "result"), ("cancel", "cancel")]
-    + [("kept", "kept"), ("kept", "replay"), ("kept", "forget"), ("worker", "worker_command")],
+    [
+        ("bulk", "enqueue_many"),
+        ("state", "state"),
+        ("results", "result"),
+        ("cancel", "cancel"),
+        ("kept", "kept"),
+        ("kept", "replay"),
+        ("kept", "forget"),
+        ("worker", "worker_command"),
+    ],
 )
 def test_a_promised_method_must_be_there(feature: str, method: str) -> None:
     with pytest.raises(ConfigurationError, match=f"has no .*{method}"):
@@ -456,7 +484,9 @@ def test_a_plugin_that_cannot_be_imported_is_named(site: Path) -> None:
     (site / "fake_bad_plugin.py").write_text("raise RuntimeError('boom')\n")
     install_points(site, "[backgrounded.plugins]\nbad = fake_bad_plugin\n")
     configure("memory")
-    with pytest.raises(ConfigurationError, match="Plugin 'bad' is installed but cannot be imported: RuntimeError: boom"):
+    with pytest.raises(
+        ConfigurationError, match="Plugin 'bad' is installed but cannot be imported: RuntimeError: boom"
+    ):
         User().backgrounded.do_stuff()
 
 

@@ -1,5 +1,7 @@
 """What does a plugin see, what may it change, and what happens when it fails?"""
 
+# ruff: noqa: PT012 - it is the exit of a batch that raises, not one statement
+
 from __future__ import annotations
 
 import logging
@@ -8,9 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import pytest
-
 import backgrounded
+import pytest
 from backgrounded import (
     BatchError,
     Call,
@@ -28,6 +29,7 @@ from backgrounded import (
 from backgrounded.codec import Converter
 from backgrounded.handler import Again, Delivery, Feature, Keep, Skip, State
 from backgrounded.handlers.memory import MemoryHandler
+
 from shop import diary
 from shop.models import Point, User
 
@@ -219,7 +221,10 @@ def test_how_a_run_ended_is_told_with_its_state(watcher: Watcher) -> None:
         return watcher.events[-1][1:]
 
     assert ended({**WIRE, "method": "nothing"}) == ("kept", "TargetNotFound")
-    assert ended({**WIRE, "method": "fail", "options": {"retry": {"max": 1}}}, Delivery()) == ("scheduled", "ValueError")
+    assert ended({**WIRE, "method": "fail", "options": {"retry": {"max": 1}}}, Delivery()) == (
+        "scheduled",
+        "ValueError",
+    )
     assert ended({**WIRE, "options": {"expires": 1}}) == ("expired", "NoneType")
     assert ended(WIRE, Delivery(deaths=3)) == ("kept", "NoneType")
 
@@ -303,7 +308,6 @@ def test_a_call_whose_hook_failed_afterwards_is_queued_all_the_same(memory: Memo
             raise RuntimeError("too late")
 
     register_plugin(Late())
-    jobs: Any = []
     with pytest.raises(RuntimeError, match="too late"), batch() as jobs:
         User().backgrounded.do_stuff()
     assert [job.state for job in jobs] == ["queued"]

@@ -2,12 +2,12 @@
 
 import contextlib
 import json
+import pathlib
 import random
 import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -64,13 +64,16 @@ def raw(**texts: str) -> bytes:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _loaded() -> None:
-    """Data of time zones comes from a package on some systems: what that imports, it imports here."""
+def _loaded() -> Iterator[None]:
+    """A canary among the names of pathlib; and what zoneinfo imports for its data on some systems, imported before."""
+    vars(pathlib)["canary"] = v.touch
     for key in ("Europe/Berlin", "Nope/Nope", "Europe"):
         try:
             ZoneInfo(key)
         except (ZoneInfoNotFoundError, OSError):
             continue
+    yield
+    del vars(pathlib)["canary"]
 
 
 @pytest.fixture(autouse=True)
@@ -273,6 +276,8 @@ FIELDS: dict[str, Any] = {
     "retry.give_up_on has a dict": wire(options={"retry": {"max": 1, "give_up_on": [{}]}}),
 }
 
+FOUND_LATER = {"target of an unknown kind", "target is a tag", "a header has an unknown tag"}
+
 CLASS_NAMES = [
     "os:system",
     "subprocess:Popen",
@@ -407,6 +412,8 @@ TARGETS: dict[str, Any] = {
     "built with kwargs for args": wire(target={"built": ["values:Counter", {}, []]}),
     "built with a wrong keyword": wire(target={"built": ["values:Counter", [], {SECRET: 1}]}),
     "built with a keyword that is none": wire(target={"built": ["values:Counter", [], {"a b": 1}]}),
+    "built with a keyword that is none, taken all the same": wire(target={"built": ["values:Greedy", [], {"a b": 1}]}),
+    "built with too many arguments, taken all the same": wire(target={"built": ["values:Greedy", [0] * 256, {}]}),
     "built with self": wire(target={"built": ["values:Counter", [], {"self": 1}]}),
     "built with too many arguments": wire(target={"built": ["values:Counter", [1] * 300, {}]}),
     "built with a hostile argument": wire(target={"built": ["values:Counter", [{"$type": "values:Unopted"}], {}]}),
@@ -519,7 +526,8 @@ VALUES: dict[str, Any] = {
     "$uuid of a number": arg({"$uuid": 1}),
     "$path of a string": arg({"$path": "/etc/passwd"}),
     "$path of another class": arg({"$path": ["Path", "a"]}),
-    "$path of a function": arg({"$path": ["os", "a"]}),
+    "$path of a module": arg({"$path": ["os", "a"]}),
+    "$path of a function": arg({"$path": ["canary", "a"]}),
     "$path of a list": arg({"$path": ["PurePosixPath", ["a"]]}),
     "$path that is not normal": arg({"$path": ["PurePosixPath", "a//b"]}),
     "$path of another system": arg({"$path": ["WindowsPath" if sys.platform != "win32" else "PosixPath", "a"]}),
@@ -571,6 +579,7 @@ VALUES: dict[str, Any] = {
     "$dataclass with self": arg({"$dataclass": ["values:Money", {"self": 1}]}),
     "$dataclass with __class__": arg({"$dataclass": ["values:Money", {"amount": 1, "__class__": 2}]}),
     "$dataclass with init=False": arg({"$dataclass": ["values:WithInitFalse", {"value": 1, "total": 9}]}),
+    "$dataclass with InitVar": arg({"$dataclass": ["values:WithInitVar", {"value": 1}]}),
     "$dataclass with unset fields": arg({"$dataclass": ["values:Money", {"amount": 1}, ["amount"]]}),
     "$dataclass whose constructor raises": arg({"$dataclass": ["values:Explosive", {"value": "boom"}]}),
     "$namedtuple with another field": arg({"$namedtuple": ["values:Point", {"x": 1, "z": 2}]}),
@@ -584,6 +593,7 @@ VALUES: dict[str, Any] = {
     "$pydantic with unset strangers": arg({"$pydantic": ["values:Item", {"name": 1}, ["model_config"]]}),
     "$pydantic with unset numbers": arg({"$pydantic": ["values:Item", {"name": 1}, [1]]}),
     "$pydantic with unset in a string": arg({"$pydantic": ["values:Item", {"name": 1}, "name"]}),
+    "$pydantic that becomes something else": arg({"$pydantic": ["values:Sly", {"number": 1}]}),
     "$pydantic of four": arg({"$pydantic": ["values:Item", {"name": 1}, [], []]}),
     "$pydantic of BaseModel": arg({"$pydantic": ["pydantic.main:BaseModel", {}]}),
     "$msgspec with another field": arg({"$msgspec": ["values:Span", {"starts_at": 1, "startsAt": 2}]}),
@@ -698,6 +708,28 @@ def test_a_hostile_wire_is_refused_imports_nothing_and_runs_nothing(hostile: Any
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", sorted(FIELDS.keys() - FOUND_LATER))
+def test_a_wrong_field_is_found_before_anything_is_looked_up(name: str) -> None:
+    with pytest.raises(DecodeError):
+        make_codec().read(FIELDS[name])
+
+
+@pytest.mark.parametrize(
+    ("hostile", "hint"),
+    [
+        (b'{"a":' + b"[" * 100_000, "nests deeper"),
+        (b'{"a":' + b"[" * 32 + b"]" * 32 + b"oops", "nests deeper"),
+        (b"{" + b"," * 200_001, "holds more than 100000 values"),
+        (b'{"a":' + b"9" * 5000 + b"}", "beyond 64 bits"),
+        (b'{"a":{"b":1,"b":2},oops}', "a key twice"),
+        (b"{" + b" " * 1_048_576, "longer than 1048576 bytes"),
+    ],
+)
+def test_bounds_are_checked_before_or_while_parsing_not_after(hostile: bytes, hint: str) -> None:  # R3
+    with pytest.raises(DecodeError, match=hint):
+        make_codec().read(hostile)
+
+
 def test_bytes_and_trees_are_refused_alike() -> None:  # R1
     assert {type(text) for text in (*FIELDS.values(), *VALUES.values())} == {bytes}
     for name, text in {**FIELDS, **TARGETS, **VALUES}.items():
@@ -724,6 +756,7 @@ def test_bytes_and_trees_are_refused_alike() -> None:  # R1
         wire(target={"service": "mailer"}, method="go"),
         wire(args=["{0.__class__}", "values:Unopted", "os:system", '{"$type": "a"}'], kwargs={"a": {"b": "$type"}}),
         raw(args="[" * 31 + "]" * 31),
+        raw(args=r'["\\", "' + "[" * 40 + r'", "\"' + "[" * 40 + '"]'),
         raw(args=r'["\ud83d\ude00", "\\\"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["]'),
         arg({"$float": "nan"}),
         arg({"$int": "-0x" + "f" * 4096}),
@@ -748,7 +781,7 @@ def test_the_canary_is_alive() -> None:
 
 
 @pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def packages(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two importable packages, `bakery`, which is allowed, and `bakeryx`, which is not."""
     body = "import values\n\n@values.opted_in\nclass Cart:\n    @staticmethod\n    def go(): pass\n"
     for name in ("bakery", "bakeryx"):

@@ -10,9 +10,8 @@ from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import Any
 
-import pytest
-
 import backgrounded
+import pytest
 from backgrounded import (
     Backgrounded,
     CallError,
@@ -25,6 +24,7 @@ from backgrounded import (
     backgroundable,
 )
 from backgrounded.handlers.memory import MemoryHandler
+
 from shop.models import Order, User
 
 
@@ -94,7 +94,7 @@ def test_none_is_the_same_as_not_given(memory: MemoryHandler, option: str) -> No
     assert memory.calls[0].options == Options(queue="a")
 
 
-NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001
+NAIVE = datetime(2030, 1, 1)
 REFUSED: list[tuple[str, Any]] = [
     *[("queue", value) for value in ("", b"mail", 3, True, Queue.NUMBER, ["mail"], "a\0b", "a\ud800")],
     *[("delay", value) for value in (-1, -0.1, True, "5", float("nan"), float("inf"), 10**400, timedelta(-1), [5])],
@@ -174,7 +174,8 @@ def test_a_job_expires_later_than_it_is_due(memory: MemoryHandler, options: dict
         User().backgrounded(**options).do_stuff()
         call = memory.calls[0]
         assert call.expires_at == call.tree["options"]["expires"]
-        assert call.expires_at is not None and call.expires_at > (call.due or call.created)
+        assert call.expires_at is not None
+        assert call.expires_at > (call.due or call.created)
         return
     with pytest.raises(InvalidOption, match="expires"):
         User().backgrounded(**options).do_stuff()
@@ -184,12 +185,23 @@ def test_a_job_expires_later_than_it_is_due(memory: MemoryHandler, options: dict
 def test_times_travel_absolute_and_only_what_a_worker_needs_travels(memory: MemoryHandler) -> None:
     before = time.time()
     User().backgrounded(
-        queue="q", delay=5, priority=7, retry=Retry(2), timeout=9, expires=timedelta(minutes=1), unique="k", result_ttl=3
+        queue="q",
+        delay=5,
+        priority=7,
+        retry=Retry(2),
+        timeout=9,
+        expires=timedelta(minutes=1),
+        unique="k",
+        result_ttl=3,
     ).do_stuff()
     call = memory.calls[0]
     assert before <= call.created <= time.time()
     assert call.tree["options"] == {
-        **{"queue": "q", "retry": {"max": 2}, "timeout": 9.0, "expires": call.created + 60, "result_ttl": 3.0},
+        "queue": "q",
+        "retry": {"max": 2},
+        "timeout": 9.0,
+        "expires": call.created + 60,
+        "result_ttl": 3.0,
         "unique": {"key": "k", "until": "done"},
     }
     assert call.due == call.created + 5
@@ -207,7 +219,9 @@ def test_an_unknown_option_is_named_with_the_handler_and_the_nearest_word(kind: 
     assert (error.option, error.handler) == ("quue", kind)
     assert kept in error.kept
     assert ("timeout" in error.kept) is (kind == "memory")
-    assert "'quue'" in str(error) and "did you mean 'queue'?" in str(error) and repr(kind) in str(error)
+    assert "'quue'" in str(error)
+    assert "did you mean 'queue'?" in str(error)
+    assert repr(kind) in str(error)
 
 
 def test_an_unknown_option_names_the_handler_that_the_call_would_go_to(memory: MemoryHandler) -> None:
@@ -223,14 +237,23 @@ NOT_KEPT = {
     "thread": [{"timeout": 5}, {"native": {}}],
 }
 KEPT: dict[str, list[dict[str, Any]]] = {
-    "inline": [{"queue": "q"}, {"priority": 9}, {"unique": "k"}, {"result_ttl": 5}, {"retry": 3}, {"retry": Retry(2, 0)}],
+    "inline": [
+        {"queue": "q"},
+        {"priority": 9},
+        {"unique": "k"},
+        {"result_ttl": 5},
+        {"retry": 3},
+        {"retry": Retry(2, 0)},
+    ],
     "null": [{"queue": "q"}, {"priority": 9}, {"unique": "k"}, {"result_ttl": 5}, {"retry": Retry(1, wait=5)}],
     "thread": [{"queue": "q"}, {"delay": 0}, {"priority": 1}, {"retry": Retry(1, wait=1)}, {"expires": 50}],
     "memory": [{"timeout": 5}, {"delay": 5}, {"at": SOON}, {"expires": 5}, {"unique": "k"}, {"result_ttl": 5}],
 }
 
 
-@pytest.mark.parametrize(("kind", "options"), [(kind, item) for kind, items in NOT_KEPT.items() for item in items], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "options"), [(kind, item) for kind, items in NOT_KEPT.items() for item in items], ids=str
+)
 def test_an_option_that_the_handler_does_not_keep_is_refused_and_can_be_ignored_once(
     kind: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:  # K108, K167
@@ -240,7 +263,9 @@ def test_an_option_that_the_handler_does_not_keep_is_refused_and_can_be_ignored_
         User().backgrounded(**options).do_stuff()
     assert (caught.value.option, caught.value.handler) == (option, kind)
     assert "queue" in caught.value.kept
-    assert repr(option) in str(caught.value) and repr(kind) in str(caught.value) and "queue" in str(caught.value)
+    assert repr(option) in str(caught.value)
+    assert repr(kind) in str(caught.value)
+    assert "queue" in str(caught.value)
     backgrounded.configure(kind, ignore={option})
     for _ in range(3):
         User().backgrounded(**options).do_stuff()
@@ -265,7 +290,9 @@ class Bare:
         return None
 
 
-@pytest.mark.parametrize("options", [{"priority": 5}, {"priority": "normal"}, {"retry": 0}, {"retry": Retry(0, wait=9)}])
+@pytest.mark.parametrize(
+    "options", [{"priority": 5}, {"priority": "normal"}, {"retry": 0}, {"retry": Retry(0, wait=9)}]
+)
 def test_what_says_nothing_is_never_refused(options: dict[str, Any]) -> None:  # K112
     backgrounded.configure(Bare)  # type: ignore[arg-type]
     User().backgrounded(**options).do_stuff()
@@ -435,7 +462,12 @@ def test_only_exceptions_are_tried_again() -> None:
 def test_a_policy_travels_as_plain_words_without_its_defaults() -> None:
     assert Retry(3).to_tree() == {"max": 3}
     assert Retry(None, wait=[1, 2], backoff=2, jitter=0.1, on=[OSError], give_up_on="a.B").to_tree() == {
-        **{"max": None, "wait": [1.0, 2.0], "backoff": 2.0, "jitter": 0.1, "on": ["OSError"], "give_up_on": ["a.B"]}
+        "max": None,
+        "wait": [1.0, 2.0],
+        "backoff": 2.0,
+        "jitter": 0.1,
+        "on": ["OSError"],
+        "give_up_on": ["a.B"],
     }
     tree = Retry(2, wait=5, on=[Busy]).to_tree()
     assert Retry(**tree) == Retry(2, wait=5, on=[Busy])

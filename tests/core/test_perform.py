@@ -243,7 +243,7 @@ def test_a_job_that_killed_three_workers_is_kept_and_does_not_run() -> None:
 
 
 def test_without_a_policy_the_methods_own_exception_comes_out_unwrapped() -> None:
-    with pytest.raises(ValueError, match="^no$") as caught:
+    with pytest.raises(ValueError, match=r"^no$") as caught:
         perform(wire("fail"), Delivery())
     assert type(caught.value) is ValueError
     assert caught.value.__cause__ is None
@@ -382,10 +382,8 @@ def test_where_nothing_is_configured_a_nested_call_takes_the_adapters_fallback()
 
 def test_the_fallback_does_not_stand_in_for_another_alias() -> None:
     backgrounded.reset()
-    with pytest.raises(ConfigurationError, match="'default'|default"):
-        perform(
-            wire("nest_under_a_typo", target={"module": __name__}), Delivery(handler="x"), fallback=lambda: MemoryHandler()
-        )
+    with pytest.raises(ConfigurationError, match="'typo_of_default'"):
+        perform(wire("nest_under_a_typo", target={"module": __name__}), Delivery(handler="x"), fallback=MemoryHandler)
 
 
 @backgroundable
@@ -417,7 +415,9 @@ def test_a_nested_call_in_a_run_inside_a_batch_does_not_join_that_batch() -> Non
 def test_the_modules_of_the_app_are_imported_before_the_first_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "late_app.py").write_text("import backgrounded\n@backgrounded.backgroundable\ndef go(): return 'went'\n")
+    (tmp_path / "late_app.py").write_text(
+        "import backgrounded\n@backgrounded.backgroundable\ndef go(): return 'went'\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     late = wire("go", target={"module": "late_app"})
     with pytest.raises(Keep, match="BACKGROUNDED_APP"):

@@ -414,3 +414,12 @@ def test_every_refusal_is_one_of_our_errors() -> None:
     assert issubclass(NotAllowed, CallError)
     assert issubclass(UnknownMethod, AttributeError)
     assert issubclass(Refused, BackgroundedError)
+
+
+def test_an_allowed_method_may_be_named_by_a_module_that_passes_its_class_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    # DESIGN 3: allow=["django.db.models.Model.save"], where the class is defined in django.db.models.base
+    monkeypatch.setattr(shop, "PassedOn", Framework, raising=False)
+    with backgrounded.using("inline", allow=["shop.PassedOn.save"]):
+        assert background(Model()).save().result() == "saved"
+        with pytest.raises(NotAllowed):
+            background(Model()).delete()

@@ -15,6 +15,7 @@ import pydantic
 from backgrounded.calls import NO_OPTIONS
 from backgrounded.errors import TargetGone
 from backgrounded.references import OPT_IN, Declared, OptIn
+from pydantic.alias_generators import to_camel
 
 CANARY: list[str] = []
 
@@ -199,6 +200,18 @@ class ByNameOnly(pydantic.BaseModel):
     value: Any = pydantic.Field(alias="wert")
 
 
+class Early(pydantic.BaseModel):
+    """Names a class that does not exist yet, so that pydantic finishes it at its first use."""
+
+    model_config = pydantic.ConfigDict(alias_generator=to_camel)
+    some_value: int
+    later_value: "Later | None" = None
+
+
+class Later(pydantic.BaseModel):
+    value: int
+
+
 # -- msgspec
 
 
@@ -269,6 +282,20 @@ class OneMethod:
 
     _go.__name__, _go.__qualname__ = "go", "OneMethod.go"
     go = Declared(_go, NO_OPTIONS)
+
+
+@opted_in
+class Greedy:
+    """Its constructor takes everything."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        touch("Greedy()")
+
+    def __backgrounded_args__(self) -> Any:
+        return (), {}
+
+    def add(self) -> None:
+        """Fine."""
 
 
 @opted_in
@@ -409,6 +436,17 @@ class Hashing(pydantic.BaseModel):
     @classmethod
     def hash(cls, value: str) -> str:
         return f"hashed:{value}"
+
+
+class Sly(pydantic.BaseModel):
+    """Its validation gives an instance of something else."""
+
+    number: int
+
+    @pydantic.model_validator(mode="wrap")
+    @classmethod
+    def swap(cls, data: Any, handler: Any) -> Any:
+        return Counted(number=1)
 
 
 class Deep(pydantic.BaseModel):

@@ -7,8 +7,6 @@ ended for us, stands as JSON in one more field of the job's hash.
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
 import math
 import os
@@ -17,84 +15,46 @@ import time
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from typing import Any, ClassVar, Final
 
-import rq
 from backgrounded import Call, CallError, ConfigurationError, EnqueueError, InvalidOption, NoResult, ResultTimeout
 from backgrounded.errors import DecodeError
-from backgrounded.handler import Feature, Guarantees, Kept, State, failure_from
+from backgrounded.handler import Feature, Kept, State, failure_from
 from redis import Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job as RQJob
-from rq.job import Retry
+from rq.job import JobStatus, Retry
 from rq.results import Result
-from rq.serializers import DefaultSerializer, JSONSerializer, resolve_serializer
 
 from ._connection import check_connection, connect, never_sent, settings_of, url_of
-from ._job import Job, printable, wire_of
+from ._ends import DIED, END, no_result, read_state
+from ._job import Job, wire_of
+from ._settings import (
+    PREPARED,
+    check_name,
+    check_native,
+    check_priorities,
+    check_serializer,
+    check_timeout,
+    guarantees_of,
+    serializer_name,
+)
 from ._unique import claim, hold, release
 
 logger = logging.getLogger("backgrounded")
 
-VERSION: Final = tuple(int(part) for part in rq.__version__.split(".")[:2])
-RETRY_COUNTS_WAITS: Final = VERSION >= (2, 8)
-"""Before 2.8, RQ did not count a returned Retry that waits."""
-SERIALIZER_ALIASES: Final = VERSION >= (2, 9)
-KEEPS_FOREIGN_META: Final = VERSION >= (3, 0)
-"""Before 3.0, a scheduler with another serializer than the job's ended at the job's meta."""
 
 DEATHS: Final = 2
 """How many workers may die on a job before RQ itself fails it: three starts in all."""
 FAILURE_TTL: Final = 365 * 86_400
 """Seconds for which a job whose method failed is kept in the failed registry: RQ's own default."""
 RESULT_TTL: Final = 86_400
-END: Final = "backgrounded"
-"""The field of the job's hash that says how it ended for us."""
+ENQUEUE_TIMEOUT: Final = 2.0
 LONGEST_WAIT: Final = 1.0
 """Seconds until a wait for a result looks at the state again: a cancelled job writes no result."""
-
-_STATES: Final = {
-    "created": State.QUEUED,
-    "queued": State.QUEUED,
-    "ready_to_enqueue": State.QUEUED,
-    "rate_limited": State.QUEUED,
-    "deferred": State.QUEUED,
-    "scheduled": State.SCHEDULED,
-    "started": State.RUNNING,
-    "finished": State.SUCCEEDED,
-    "failed": State.KEPT,  # without our mark the last worker died on it, and our code did not get to say anything
-    "stopped": State.CANCELLED,
-    "canceled": State.CANCELLED,
-}
-_ENDS: Final = {
-    "failed": {"failed": State.FAILED},
-    "finished": {str(end): end for end in (State.EXPIRED, State.CANCELLED, State.DISCARDED, State.ABORTED)},
-}
-"""What our mark says about RQ's states."""
-_OURS: Final = {
-    "func",
-    "args",
-    "kwargs",
-    "timeout",
-    "result_ttl",
-    "description",
-    "job_id",
-    "retry",
-    "pipeline",
-    "unique",
-}
-_REFUSED: Final = {
-    "ttl": "RQ's ttl deletes the job without a trace; use expires",
-    "on_success": "a job of ours runs our function only",
-    "on_failure": "a job of ours runs our function only",
-    "on_stopped": "a job of ours runs our function only",
-    "webhooks": "a job of ours runs our function only",
-}
-NATIVE: Final = frozenset(inspect.signature(Queue.enqueue_call).parameters) - _OURS - _REFUSED.keys() - {"self"}
-"""The words of RQ's own that `native={...}` takes, as the installed RQ has them."""
 
 
 class RQHandler:
@@ -105,7 +65,8 @@ class RQHandler:
     (for `rq worker -S json`), or what RQ takes; what travels is plain either way, and both are read.
 
     `priorities={8: "high", 2: "low"}` sends priority 8 and above of `custom` to `custom.high`, 2 and below to
-    `custom.low`; `worker_command` lists them in order. `enqueue_timeout` bounds a hand-over, in seconds.
+    `custom.low`; `worker_command` lists them in order. `enqueue_timeout` (2 by default) bounds a
+    hand-over, in seconds, on connections made here.
 
     Raises ConfigurationError for what cannot work; nothing is connected before the first use.
     """
@@ -144,7 +105,7 @@ class RQHandler:
         queue: str | Queue | None = None,
         serializer: Any = None,
         priorities: Mapping[int, str] | None = None,
-        enqueue_timeout: float = 2.0,
+        enqueue_timeout: float | None = None,
     ) -> None:
         given = queue if isinstance(queue, Queue) else None
         if sum(item is not None for item in (url, connection, given)) > 1:
@@ -156,19 +117,23 @@ class RQHandler:
                 "rq: a queue with is_async=False runs jobs before the call returns, without retries, delays or limits. "
                 'For tests and scripts say configure("inline") or configure("memory").'
             )
-        self.url = url or "redis://localhost:6379/0"
         self.borrowed = connection is not None or given is not None
+        if self.borrowed and enqueue_timeout is not None:
+            raise ConfigurationError("rq: a connection of yours brings its timeouts; leave enqueue_timeout out.")
+        self.url = url or "redis://localhost:6379/0"
         borrowed = given.connection if given else connection
         self.connection = check_connection(
-            connect(self.url, _check_timeout(enqueue_timeout)) if borrowed is None else borrowed
+            connect(self.url, check_timeout(ENQUEUE_TIMEOUT if enqueue_timeout is None else enqueue_timeout))
+            if borrowed is None
+            else borrowed
         )
-        self.default_queue = given.name if given else _check_name(queue)
-        self.priorities = _check_priorities(priorities or {})
+        self.default_queue = given.name if given else check_name(queue)
+        self.priorities = check_priorities(priorities or {})
         self.priority_levels = len(self.priorities) + 1
         if self.priorities:
             self.features = self.features | {Feature.PRIORITY}
-        self.guarantees = _guarantees(self.borrowed, self.connection)
-        self._serializer = given.serializer if given else _check_serializer(serializer)
+        self.guarantees = guarantees_of(self.borrowed, self.connection)
+        self._serializer = given.serializer if given else check_serializer(serializer)
         self._queue_class = type(given) if given else Queue
         self._queues: dict[str, Queue] = {given.name: given} if given else {}
 
@@ -176,30 +141,8 @@ class RQHandler:
 
     def check(self, call: Call) -> None:
         """Refuse words that RQ does not have, or that would break what we promise."""
-        native = call.options.native or {}
-        for word in native:
-            if word not in NATIVE:
-                reason = _REFUSED.get(word) or f"RQ {rq.__version__} takes: {', '.join(sorted(NATIVE))}"
-                raise InvalidOption("native", f"{word!r}: {reason}")
-        if "depends_on" in native and call.due is not None:
-            raise InvalidOption(
-                "native", "depends_on: RQ ignores it for a job that is scheduled; leave out delay and at"
-            )
-        if "at_front" in native and not isinstance(native["at_front"], bool):
-            raise InvalidOption("native", f"at_front: must be True or False, got {native['at_front']!r}")
-        if "failure_ttl" in native and not _is_ttl(native["failure_ttl"]):
-            raise InvalidOption("native", f"failure_ttl: must be whole seconds, or -1, got {native['failure_ttl']!r}")
-        if "meta" in native:
-            self._check_meta(call, native["meta"])
-
-    def _check_meta(self, call: Call, meta: Any) -> None:
-        try:
-            json.dumps({**meta})
-        except (TypeError, ValueError):
-            raise InvalidOption("native", "meta: must be a dict of plain values, as JSON has them") from None
-        waits = call.due is not None or bool(call.options.retry and call.options.retry.waits)
-        if waits and not KEEPS_FOREIGN_META and self._serializer is not JSONSerializer:
-            raise InvalidOption("native", f'meta: RQ {rq.__version__} loses it on a wait; configure serializer="json"')
+        if call.options.native:
+            check_native(call, call.options.native, self._serializer)
 
     def enqueue(self, call: Call) -> str:
         try:
@@ -223,9 +166,10 @@ class RQHandler:
         try:
             with self.connection.pipeline() as pipeline:
                 for call in calls:
-                    alone = _needs_no_pipeline(call)
+                    later = call.due is not None and call.due > time.time()
+                    alone = not later and not PREPARED.issuperset(call.options.native or ())
                     sending = sending or alone
-                    self._put(call, None if alone else pipeline)
+                    self._put(call, later, None if alone else pipeline)
                     hold(pipeline, call)
                     partly = partly or alone
                 sending = True
@@ -242,7 +186,7 @@ class RQHandler:
             raise
         return [call.id for call in calls]
 
-    def _put(self, call: Call, pipeline: Any) -> None:
+    def _put(self, call: Call, later: bool, pipeline: Any) -> None:
         options = call.options
         native = dict(options.native or {})
         beside = {
@@ -258,17 +202,30 @@ class RQHandler:
             "description": call.name,
             "job_id": call.id,
             "retry": Retry(max=DEATHS),
-            "pipeline": pipeline,
             **native,
         }
         timeout = -1 if options.timeout is None else math.ceil(options.timeout)
         function = f"backgrounded_rq.run.{call.name}"
-        if call.due is None or call.due <= time.time():
+        if later:
+            self._schedule(call, queue, pipeline, function, {**words, "timeout": timeout})
+        elif pipeline is None:
             queue.enqueue_call(function, timeout=timeout, **words)
         else:
-            # RQ cuts to whole seconds: the next whole one is not early.
-            moment = datetime.fromtimestamp(math.ceil(call.due), timezone.utc)
-            queue.enqueue_at(moment, function, job_timeout=timeout, **words)
+            # Not `enqueue_call`: RQ 2's begins a transaction for each job, which one pipeline cannot.
+            queue.enqueue_many([Queue.prepare_data(function, timeout=timeout, **words)], pipeline=pipeline)
+
+    @staticmethod
+    def _schedule(call: Call, queue: Queue, pipeline: Any, function: str, words: dict[str, Any]) -> None:
+        """What RQ's `enqueue_at` does, but in the transaction: RQ 2.2 puts the moment down on its own, before the job.
+
+        RQ knows whole seconds: the next one is not early.
+        """
+        at_front = words.pop("at_front", None)
+        job = queue.create_job(function, status=JobStatus.SCHEDULED, **words)
+        job.enqueue_at_front = at_front
+        job.save(pipeline=pipeline)
+        pipeline.sadd(Queue.redis_queues_keys, queue.key)
+        pipeline.zadd(queue.scheduled_job_registry.key, {job.id: math.ceil(call.due or 0)})
 
     def queue_of(self, call: Call) -> str:
         """The queue of RQ that a call goes to: its own, or the one beside it for its priority."""
@@ -292,27 +249,29 @@ class RQHandler:
         return self._look(id)[0]
 
     def _look(self, id: str) -> tuple[State, Mapping[str, Any]]:
-        return _read_state(*self.connection.hmget(RQJob.key_for(id), ["status", END]))
+        return read_state(*self.connection.hmget(RQJob.key_for(id), ["status", END]))
 
     def result(self, id: str, timeout: float | None) -> Any:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        stream = Result.get_key(id)
+        stream: str = Result.get_key(id)  # type: ignore[no-untyped-call] # RQ leaves this one out
         while True:
             with self.connection.pipeline() as pipeline:
                 pipeline.hmget(RQJob.key_for(id), ["status", END])
-                fields, newest = pipeline.xrevrange(stream, count=1).execute()
-            state, record = _read_state(*fields)
+                pipeline.xrevrange(stream, count=1)
+                fields, newest = pipeline.execute()
+            state, record = read_state(*fields)
             last, payload = newest[0] if newest else (b"0-0", {})
             if state is State.SUCCEEDED:
                 return self._return_value(id, payload)
             if state is State.FAILED:
                 raise failure_from(record)
             if state.ended or state is State.UNKNOWN:
-                raise NoResult(_no_result(id, state, record))
+                raise NoResult(no_result(id, state, record))
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise ResultTimeout(f"Job {id} has not ended: it is {state}.")
-            self.connection.xread({stream: last}, block=max(1, int(1000 * min(remaining, self._longest_wait))))
+            with suppress(RedisTimeoutError):  # of a connection that waits for less than the server's clock is late
+                self.connection.xread({stream: last}, block=max(1, int(1000 * min(remaining, self._longest_wait))))
 
     @property
     def _longest_wait(self) -> float:
@@ -367,7 +326,7 @@ class RQHandler:
                 pipeline.hmget(RQJob.key_for(id), ["status", END])
             found = pipeline.execute(raise_on_error=False)
         for id, fields in zip(ids, found, strict=True):
-            state, record = (State.UNKNOWN, {}) if isinstance(fields, RedisError) else _read_state(*fields)
+            state, record = (State.UNKNOWN, {}) if isinstance(fields, RedisError) else read_state(*fields)
             if state is State.KEPT:
                 with suppress(NoSuchJobError):
                     yield self._kept(Job.fetch(id, connection=self.connection, serializer=self._serializer), record)
@@ -378,7 +337,7 @@ class RQHandler:
             wire = wire_of(job)
         except DecodeError:
             wire = job.data
-        return Kept(job.id, str(record.get("reason", _DIED)), wire, job.description, str(record.get("code", "deaths")))
+        return Kept(job.id, str(record.get("reason", DIED)), wire, job.description, str(record.get("code", "deaths")))
 
     def replay(self, id: str) -> None:
         job = self._fetch_kept(id)
@@ -413,19 +372,10 @@ class RQHandler:
         if settings_of(self.connection).get("password"):
             settings["RQ_REDIS_URL"] = url
         command = ["rq", "worker", *([] if "RQ_REDIS_URL" in settings else ["--url", url]), "--with-scheduler"]
-        command += ["-S", self._serializer_name(), "-j", "backgrounded_rq.Job"]
+        command += ["-S", serializer_name(self._serializer), "-j", "backgrounded_rq.Job"]
         command += ["--worker-ttl", "20", "--maintenance-interval", "5", "--job-monitoring-interval", "2"]
         command += [level for name in list(queues) or [self.default_queue] for level in self._with_priorities(name)]
         return ["env", *(f"{key}={value}" for key, value in settings.items()), *command] if settings else command
-
-    def _serializer_name(self) -> str:
-        """What a worker is told. It reads pickled calls of ours with the JSON one too, and plain values only."""
-        serializer = self._serializer
-        if serializer in (DefaultSerializer, JSONSerializer):
-            return "json" if SERIALIZER_ALIASES else "rq.serializers.JSONSerializer"
-        if not isinstance(serializer, type):
-            raise ConfigurationError("rq: a worker finds a serializer by name: give a class, not an object.")
-        return f"{serializer.__module__}.{serializer.__qualname__}"
 
     def _with_priorities(self, name: str) -> list[str]:
         above = [f"{name}.{self.priorities[key]}" for key in sorted(self.priorities, reverse=True) if key > 5]
@@ -448,82 +398,3 @@ class RQHandler:
 
 
 _PASSED_ON: Final = ("BACKGROUNDED_ALLOW", "BACKGROUNDED_APP", "BACKGROUNDED_URL")
-_DIED: Final = "The last worker died on this job, or was stopped, before it could say anything."
-
-
-def _check_timeout(timeout: Any) -> float:
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        raise ConfigurationError(f"rq: enqueue_timeout: must be seconds above 0, got {timeout!r}.")
-    return timeout
-
-
-def _check_name(queue: Any) -> str:
-    if queue is not None and not (isinstance(queue, str) and queue):
-        raise ConfigurationError(f"rq: queue: must be a name or an rq.Queue, got {queue!r}.")
-    return queue or "default"
-
-
-def _check_priorities(priorities: Mapping[int, str]) -> dict[int, str]:
-    for key, level in priorities.items():
-        if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key <= 9 or key == 5:
-            raise ConfigurationError(f"rq: priorities: {key!r} must be 0 to 9 and not 5, which is a queue's own.")
-        if not isinstance(level, str) or not level:
-            raise ConfigurationError(f"rq: priorities: {level!r} must be a name such as 'high'.")
-    if len(set(priorities.values())) < len(priorities):
-        raise ConfigurationError("rq: priorities: two levels have the same name, which would make them one.")
-    return dict(priorities)
-
-
-def _check_serializer(serializer: Any) -> Any:
-    named = {None: DefaultSerializer, "pickle": DefaultSerializer, "json": JSONSerializer}
-    if serializer is None or serializer in ("pickle", "json"):
-        return named[serializer]
-    try:
-        return resolve_serializer(serializer)
-    except (NotImplementedError, ValueError, ImportError) as error:
-        raise ConfigurationError(f'rq: serializer: {error} Give "pickle", "json", or what RQ takes.') from error
-
-
-def _guarantees(borrowed: bool, connection: Redis) -> Guarantees:
-    notes = [
-        "At least once for workers of one queue: a worker of several queues holds a job nowhere between taking and "
-        "starting it, and loses it if it is killed in that moment.",
-        "A job whose worker dies runs again within 90 s with worker_command(); with RQ's defaults after up to 14 min.",
-        "What Redis acknowledged survives its death only with appendonly.",
-        "A plain `rq worker` runs whatever is written to Redis; worker_command() gives one that runs our jobs only.",
-    ]
-    if borrowed:
-        notes.append("The connection is the application's: its timeouts and its retries of writes apply.")
-    else:
-        notes.append(f"A hand-over succeeds or fails within {settings_of(connection)['socket_timeout']:g} s.")
-    return Guarantees("at-least-once", durable_publish=False, recovery_s=90.0, notes=tuple(notes))
-
-
-def _is_ttl(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1)
-
-
-def _needs_no_pipeline(call: Call) -> bool:
-    """RQ watches keys for these, which a transaction that is being filled cannot."""
-    return bool({"depends_on", "rate_limit"}.intersection(call.options.native or ()))
-
-
-def _read_state(status: Any, end: Any) -> tuple[State, Mapping[str, Any]]:
-    """Our state, and our own record of how it ended, from a job's hash that anybody may have written."""
-    try:
-        record = json.loads(end or b"{}")
-    except ValueError:
-        record = {}
-    record = record if isinstance(record, dict) else {}
-    native = "" if status is None else status.decode(errors="replace")
-    return _ENDS.get(native, {}).get(str(record.get("end")), _STATES.get(native, State.UNKNOWN)), record
-
-
-def _no_result(id: str, state: State, record: Mapping[str, Any]) -> str:
-    reason = printable(str(record.get("reason", _DIED))) if state is State.KEPT else ""
-    return f"Job {id} has no result: it is {state}." + (f" {reason}" if reason else "")
-
-
-def write_end(job: Any, record: Mapping[str, Any]) -> None:
-    """Note on the job's hash how it ended for us."""
-    job.connection.hset(job.key, END, json.dumps(record))

@@ -33,8 +33,8 @@ PROTO FRAME MARK STOP MEMOIZE BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT BI
 SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM
 SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
 """
-"""The opcodes that pickle writes for dicts, lists, tuples, strings, bytes, numbers, booleans and None. None of them names
-anything else, and none makes the reader set aside more memory than there are bytes."""
+"""The opcodes that pickle writes for dicts, lists, tuples, strings, bytes, numbers, booleans and None. None of them
+names anything else, and none makes the reader set aside more memory than there are bytes."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -104,6 +104,8 @@ class Job(RQJob):
         fields[b"data"] = b""  # RQ would unpack it again, without a bound
         if isinstance(self.serializer, PlainSerializer):
             self.serializer = _WRITERS[data[:1] == PICKLE_MARK]
+        if not self._is_meta(fields.get(b"meta", b"")):
+            del fields[b"meta"]  # it stays in Redis as it is
         try:
             super().restore(fields)
         except Exception:
@@ -113,6 +115,12 @@ class Job(RQJob):
         self.origin, self.description = printable(self.origin), printable(self.description or "")
         if self.retries_left is not None:
             self.retries_left = min(self.retries_left, MOST_RETRIES)
+
+    def _is_meta(self, data: bytes) -> bool:
+        try:
+            return not data or isinstance(self.serializer.loads(data), dict)
+        except Exception:
+            return False
 
     def _deserialize_data(self) -> None:
         """RQ's name, instance, arguments and keywords. What is not a call of ours becomes one that will be refused."""

@@ -38,7 +38,9 @@ def claim(connection: Redis, call: Call, state_of: Callable[[str], State]) -> No
     key = LOCK + unique.key
     while not connection.set(key, call.id, nx=True, px=min(CLAIM, math.ceil(unique.ttl * 1000))):
         with connection.pipeline() as pipeline:
-            holder, remaining = pipeline.get(key).pttl(key).execute()
+            pipeline.get(key)
+            pipeline.pttl(key)
+            holder, remaining = pipeline.execute()
         if holder is None:
             continue
         holder = holder.decode()

@@ -19,7 +19,9 @@ from rq import Queue, get_current_job
 from rq.job import Job as RQJob
 from rq.job import Retry
 
-from ._handler import DEATHS, END, FAILURE_TTL, RETRY_COUNTS_WAITS, RQHandler, write_end
+from ._ends import END, write_end
+from ._handler import DEATHS, FAILURE_TTL, RQHandler
+from ._settings import RETRY_COUNTS_WAITS
 from ._unique import release
 
 

@@ -23,7 +23,7 @@ from ._configuration import (
 from ._proxy import Backgrounded, abackground, alater, background, backgroundable, install, later
 from ._runtime import CurrentJob, current_job, perform
 from .calls import Call, Options, Retry, Unique
-from .codec import Limits
+from .codec import Converter, Limits
 from .errors import (
     BackgroundedError,
     BadArguments,
@@ -53,6 +53,7 @@ from .errors import (
 )
 from .handler import State
 from .jobs import Job, MapResult, batch, job
+from .references import Locator
 
 if TYPE_CHECKING:
     from .hookspecs import hookimpl as hookimpl
@@ -78,6 +79,7 @@ __all__ = [
     "Call",
     "CallError",
     "ConfigurationError",
+    "Converter",
     "CurrentJob",
     "DecodeError",
     "Duplicate",
@@ -88,6 +90,7 @@ __all__ = [
     "Job",
     "JobFailed",
     "Limits",
+    "Locator",
     "MapResult",
     "NoResult",
     "NotAllowed",

@@ -31,6 +31,7 @@ DEFAULT: Final = "default"
 HANDLERS: Final = "backgrounded.handlers"
 PLUGINS: Final = "backgrounded.plugins"
 
+
 @dataclass(frozen=True)
 class Configuration:
     """One configured handler: its alias, its kind (what it was asked for by), and what it was told to ignore."""

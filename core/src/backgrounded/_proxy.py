@@ -216,8 +216,7 @@ class Later(Generic[P, R_co]):
     def _trips(self, arguments: Iterable[tuple[Any, ...]]) -> Iterator[list[_runtime.Ticket]]:
         stream = iter(arguments)
         while trip := [
-            _runtime.prepare(self._obj, self._name, args, {}, self._options)
-            for args in islice(stream, _runtime.TRIP)
+            _runtime.prepare(self._obj, self._name, args, {}, self._options) for args in islice(stream, _runtime.TRIP)
         ]:
             yield trip
 

@@ -113,7 +113,8 @@ def prepare(obj: Any, method: str, args: tuple[Any, ...], kwargs: Mapping[str, A
     if options is not NO_OPTIONS and (needed := worker_options(options, created)):
         tree["options"] = needed
     state.codec.check_size(plan.name, tree, size)
-    call = Call(tree["id"], reference, method, plan.name, args, kwargs, options, headers, tree, created, configuration.alias)
+    alias = configuration.alias
+    call = Call(tree["id"], reference, method, plan.name, args, kwargs, options, headers, tree, created, alias)
     check = getattr(configuration.handler, "check", None)
     if check is not None:
         check(call)
@@ -251,23 +252,32 @@ def _extra(ticket: Ticket) -> dict[str, Any]:
 class Batch:
     """Calls that wait for the end of a `with batch()` block, in the thread that opened it."""
 
-    def __init__(self) -> None:
+    def __init__(self, outer: Batch | None = None) -> None:
+        self.outer = outer
         self.tickets: list[Ticket] = []
         self.thread = threading.get_ident()
         self.closed = False
 
+    def __len__(self) -> int:
+        return len(self.tickets) + (0 if self.outer is None else len(self.outer))
+
     def add(self, ticket: Ticket) -> None:
-        if len(self.tickets) >= BATCH_LIMIT:
+        if len(self) >= BATCH_LIMIT:
             raise CallError(
                 f"A batch holds at most {BATCH_LIMIT:,} calls. For a stream of any length use later(f).map(items)."
             )
         self.tickets.append(ticket)
 
-    def drop_after(self, position: int) -> None:
-        """Forget what was added after `position`: an exception ended the block."""
-        for ticket in self.tickets[position:]:
-            ticket.state = State.DROPPED
-        del self.tickets[position:]
+    def drop(self) -> None:
+        """An exception ended the block: nothing of it is sent."""
+        _settle(self.tickets, State.DROPPED)
+
+    def send(self) -> None:
+        """Hand over what was collected, or leave it to the outer batch."""
+        if self.outer is None:
+            deliver_all(self.tickets)
+        else:
+            self.outer.tickets.extend(self.tickets)
 
 
 _batch: ContextVar[Batch | None] = ContextVar("backgrounded_batch", default=None)
@@ -283,20 +293,17 @@ def open_batch() -> Batch | None:
 @contextlib.contextmanager
 def batching() -> Iterator[Batch]:
     """Collect calls; send them at the exit. An inner one joins the outer; an exception inside sends nothing of it."""
-    outer = open_batch()
-    batch = Batch() if outer is None else outer
-    start = len(batch.tickets)
+    batch = Batch(outer=open_batch())
     token = _batch.set(batch)
     try:
         yield batch
     except BaseException:
-        batch.drop_after(start)
+        batch.drop()
         raise
     finally:
-        batch.closed = outer is None
+        batch.closed = True
         _batch.reset(token)
-    if outer is None:
-        deliver_all(batch.tickets)
+    batch.send()
 
 
 def trips(tickets: Sequence[Ticket]) -> Iterator[list[Ticket]]:
@@ -482,9 +489,7 @@ def _run(state: Runtime, job: CurrentJob, envelope: Envelope, delivery: Delivery
     return _encode_result(state, job, value)
 
 
-def _wait(
-    envelope: Envelope, delivery: Delivery | None, error: Exception, *, filtered: bool = True
-) -> float | None:
+def _wait(envelope: Envelope, delivery: Delivery | None, error: Exception, *, filtered: bool = True) -> float | None:
     """Seconds until the next run, or None: there is none."""
     tree = envelope.options.get("retry")
     if tree is None or delivery is None:
@@ -563,14 +568,14 @@ def _report(hooks: Hooks, job: CurrentJob, outcome: State, cause: BaseException 
             logger.exception("a backgrounded_ended hook failed; the job's outcome stands", extra=extra)
 
 
-_apps_loaded: str | None = None
+_apps_loaded: list[str] = []
+"""What BACKGROUNDED_APP said when all of it had been imported."""
 
 
 def load_app() -> None:
     """Import the modules in BACKGROUNDED_APP, once. Raises TargetNotFound, so that jobs are kept until it is mended."""
-    global _apps_loaded
     wanted = os.environ.get("BACKGROUNDED_APP", "")
-    if _apps_loaded == wanted:
+    if [wanted] == _apps_loaded:
         return
     for module in listed("BACKGROUNDED_APP"):
         try:
@@ -579,5 +584,4 @@ def load_app() -> None:
             raise TargetNotFound(
                 f"BACKGROUNDED_APP={wanted}: the module {module} could not be imported ({type(error).__name__})."
             ) from error
-    _apps_loaded = wanted
-
+    _apps_loaded[:] = [wanted]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypedDict, Union
+from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 from .errors import InvalidOption, UnsupportedOption, type_name
 
@@ -31,9 +31,9 @@ LONGEST_WAIT: Final = 7 * 86400.0
 _DOTTED: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
-Seconds = Union[int, float, timedelta]
+Seconds: TypeAlias = int | float | timedelta
 
-Keeper = tuple[str, Sequence[str]]
+Keeper: TypeAlias = tuple[str, Sequence[str]]
 """What a handler is called, and the options that it keeps."""
 
 
@@ -48,7 +48,8 @@ def _seconds(option: str, value: object, *, least: float, exclusive: bool = Fals
     if number is None:
         raise InvalidOption(option, f"must be seconds (a number) or a timedelta, not {type(value).__name__}")
     if not math.isfinite(number) or number < least or (exclusive and number == least):
-        raise InvalidOption(option, f"must be {'more than' if exclusive else 'at least'} {least:g} seconds, got {value!r}")
+        bound = f"{'more than' if exclusive else 'at least'} {least:g}"
+        raise InvalidOption(option, f"must be {bound} seconds, got {value!r}")
     return number
 
 
@@ -83,7 +84,7 @@ _UNCLEAN: Final = re.compile("[\0\ud800-\udfff]")
 
 def _timestamp(option: str, value: datetime) -> float:
     if value.utcoffset() is None:
-        raise InvalidOption(option, "must be an aware datetime (with a tzinfo): a naive one means another time elsewhere")
+        raise InvalidOption(option, "must be an aware datetime (with a tzinfo): a naive one is another time elsewhere")
     return value.timestamp()
 
 
@@ -400,7 +401,7 @@ class Call:
     """
 
     id: str
-    target: Mapping[str, Any]
+    target: Mapping[str, Any] = field(repr=False)
     method: str
     name: str
     args: tuple[Any, ...] = field(repr=False)

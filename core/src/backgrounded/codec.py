@@ -110,7 +110,7 @@ class Envelope:
 
     v: int
     id: str
-    target: Mapping[str, Any]
+    target: Mapping[str, Any] = field(repr=False)
     method: str
     args: list[Any] = field(repr=False)
     kwargs: dict[str, Any] = field(repr=False)
@@ -382,8 +382,6 @@ def _write_int(value: int) -> str:
 
 
 def _read_int(payload: Any) -> int:
-    if len(payload) > _INT_DIGITS + 3:
-        raise ValueError
     value = int(payload, 16)
     if -_INT_BOUND <= value < _INT_BOUND:
         raise ValueError
@@ -1042,7 +1040,6 @@ def _is_arguments(given: Any) -> bool:
 
 def _as_bytes(wire: Any, limits: Limits) -> bytes:
     if isinstance(wire, str):
-        _check_length(len(wire), limits)
         try:
             wire = wire.encode("utf-8")
         except UnicodeEncodeError:
@@ -1106,11 +1103,7 @@ def _parse_int(digits: str) -> int:
     return int(digits)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise DecodeError("has a number that is not finite")
-
-
-_JSON: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_parse_int, parse_constant=_refuse_constant)
+_JSON: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_parse_int)
 
 
 # -- the way home: the schema
@@ -1128,8 +1121,8 @@ def _check_tree(roots: list[tuple[Any, int]], limits: Limits, path: str) -> None
         nodes += len(tree)
         if level > limits.depth:
             raise DecodeError(f"nests deeper than {limits.depth} levels", path=path)
-        if nodes > limits.nodes or size > limits.max_bytes:
-            raise DecodeError(f"holds more than {limits.nodes} values or {limits.max_bytes} bytes", path=path)
+        if nodes > limits.nodes:
+            raise DecodeError(f"holds more than {limits.nodes} values", path=path)
         if kind is dict:
             size += sum(_check_key(key, limits, path) for key in tree)
             tree = tree.values()
@@ -1467,9 +1460,8 @@ class _Decoder:
         return self._reference("$ref", payload, path)
 
     def _target_built(self, payload: Any, path: _Path) -> Any:
-        name, args, kwargs = self._list(payload, path, 3)
-        cls = self._buildable_class(self._string(name, path))
-        if not (_has(cls, ARGS_METHOD) or (_loses_nothing(cls) and args == [] and kwargs == {})):
+        cls = self._buildable_class(self._string(self._list(payload, path, 3)[0], path))
+        if not (_has(cls, ARGS_METHOD) or _loses_nothing(cls)):
             self._fail(path, f"names a class without {ARGS_METHOD}")
         return self._build(cls, payload, path)
 

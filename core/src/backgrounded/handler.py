@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
@@ -190,7 +190,7 @@ class Kept:
 
     id: str
     reason: str
-    wire: Any
+    wire: Any = field(repr=False)
     name: str | None = None
     code: str = PerformError.code
 

@@ -42,8 +42,9 @@ def backgrounded_headers(name: str, options: Options) -> Mapping[str, Any] | Non
 
 @hookspec(firstresult=True)
 def backgrounded_enqueue(calls: Sequence[Call]) -> Any:
-    """Around (a wrapper) the hand-over of one call, or of one trip of a batch. Raising `Skip("aborted")` before the yield sends
-    nothing and makes the jobs `aborted`; any other exception reaches the caller."""
+    """Around (a wrapper) the hand-over of one call, or of one trip of a batch. Raising `Skip("aborted")` before the
+    yield sends nothing and makes the jobs `aborted`; any other exception reaches the caller. After the yield the calls
+    are sent, whatever the wrapper raises."""
 
 
 @hookspec
@@ -54,7 +55,8 @@ def backgrounded_not_sent(calls: Sequence[Call], error: BaseException) -> None:
 @hookspec(firstresult=True)
 def backgrounded_perform(job: CurrentJob) -> Any:
     """Around (a wrapper) a run in the worker: the finding of the target and the method itself. The yield gives the
-    method's return value, and what the wrapper returns is the job's result. Raising `Skip("aborted")` or `Skip("discarded")` before the yield ends the job without running it."""
+    method's return value, and what the wrapper returns is the job's result. Raising `Skip("aborted")` or
+    `Skip("discarded")` before the yield ends the job without running it."""
 
 
 @hookspec

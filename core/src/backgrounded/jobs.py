@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 from . import _runtime
 from ._configuration import DEFAULT, Configuration, configuration_of, runtime
 from ._runtime import Ticket
-from .errors import BackgroundedError, JobFailed, NoResult, ResultError, ResultTimeout
+from .errors import BackgroundedError, CallError, JobFailed, NoResult, ResultError, ResultTimeout
 from .handler import Feature, State
 
 R = TypeVar("R")
@@ -26,13 +26,18 @@ class Job(Generic[R]):
     `job.result(timeout=5)` waits at most so many seconds.
     """
 
-    __slots__ = ("_configuration", "_ticket", "id", "name")
+    __slots__ = ("_configuration", "_id", "_ticket", "name")
 
     def __init__(self, id: str, configuration: Configuration, name: str | None = None, ticket: Ticket | None = None):
-        self.id = id
+        self._id = id
         self.name = name
         self._configuration = configuration
         self._ticket = ticket
+
+    @property
+    def id(self) -> str:
+        """Ours, made at the call. The first job's id, once the hand-over has found that this one is its duplicate."""
+        return self._id if self._ticket is None else self._ticket.id
 
     @property
     def engine_id(self) -> str | None:
@@ -59,7 +64,7 @@ class Job(Generic[R]):
         return cast(R, state.codec.decode(tree, "result"))
 
     def exception(self, timeout: float | None = 0) -> JobFailed | None:
-        """How the method failed, or None if it did not (yet). Waits at most `timeout` seconds, by default not at all."""
+        """How the method failed, or None if it did not (yet). Waits at most `timeout` seconds, by default not."""
         self._require_results()
         try:
             self._ask(timeout)
@@ -77,12 +82,12 @@ class Job(Generic[R]):
         return self.state
 
     def cancel(self) -> bool:
-        """Take the job back if it has not started. True: it will not run."""
+        """Take the job back if it has not started. True: it will not run. Raises CallError where that is not kept."""
         if self._ticket is not None and self._here is not None:
             self._ticket.state = State.CANCELLED if self._here is State.DEFERRED else self._here
             return True
         if Feature.CANCEL not in self._configuration.handler.features:
-            raise BackgroundedError(f"Handler {self._configuration.kind!r} cannot cancel jobs.")
+            raise CallError(f"Handler {self._configuration.kind!r} cannot cancel jobs.")
         return bool(self._engine.cancel(self.id))
 
     @property
@@ -135,11 +140,10 @@ def batch() -> Iterator[Jobs]:
     """
     jobs = Jobs()
     with _runtime.batching() as collected:
-        start = len(collected.tickets)
         try:
             yield jobs
         finally:
-            jobs.extend(job_of(ticket) for ticket in collected.tickets[start:])
+            jobs.extend(job_of(ticket) for ticket in collected.tickets)
 
 
 @dataclass(frozen=True)

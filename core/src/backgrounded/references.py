@@ -138,9 +138,10 @@ class Names:
         if isinstance(module, ModuleType):
             return module
         if not self._may_import(name):
+            top = name.partition(".")[0]
             raise TargetNotFound(
                 f"The module {name} is not loaded in this worker. Set BACKGROUNDED_APP={name} (modules to import "
-                f"before the first job, comma-separated), or allow its package: BACKGROUNDED_ALLOW={name.split('.', maxsplit=1)[0]}"
+                f"before the first job, comma-separated), or allow its package: BACKGROUNDED_ALLOW={top}"
             )
         try:
             return importlib.import_module(name)
@@ -232,7 +233,7 @@ class Names:
     ) -> None:
         if function.__name__ == "<lambda>":
             raise NotAllowed(full, "it is a lambda: give it a name with def.")
-        if not self.allow.isdisjoint((full, f"{dotted_name(holder)}.{name}")) or _inherits(owner, name):
+        if full in self.allow or self._is_named(holder, name) or _inherits(owner, name):
             return
         if not (opted_in or has_opted_in(holder) or self.allows(dotted_name(holder))):
             raise NotAllowed(
@@ -246,6 +247,12 @@ class Names:
                 f"its function was defined in {function.__module__}, not in {holder.__module__}. If a decorator made "
                 f"it, let the decorator use functools.wraps.",
             )
+
+    def _is_named(self, holder: type, name: str) -> bool:
+        """Whether an entry names this very method, also by a module that only passes its class on, as
+        "django.db.models.Model.save" does."""
+        classes = (entry.rpartition(".")[0] for entry in self.allow if entry.endswith("." + name))
+        return any(dotted == dotted_name(holder) or _passed_on(dotted) is holder for dotted in classes)
 
     def _admit_function(self, module: ModuleType, full: str, name: str, function: FunctionType) -> None:
         if "<" in function.__qualname__:
@@ -373,6 +380,14 @@ def _find_loaded(module: str, qualname: str) -> Any:
     for part in qualname.split("."):
         found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
     return _unwrap(object, found)[1] if isinstance(found, (classmethod, staticmethod)) else found
+
+
+def _passed_on(dotted: str) -> Any:
+    """What stands under a dotted name in a loaded module, wherever it was defined; None if nothing does."""
+    parts = dotted.split(".")
+    cuts = (cut for cut in range(len(parts) - 1, 0, -1) if ".".join(parts[:cut]) in sys.modules)
+    cut = next(cuts, 0)
+    return _find_loaded(".".join(parts[:cut]), ".".join(parts[cut:])) if cut else None
 
 
 def check_allow(entries: Iterable[str]) -> frozenset[str]:

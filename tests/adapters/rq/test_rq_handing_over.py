@@ -69,7 +69,11 @@ def test_a_thousand_calls_are_one_round_trip(counted, emptied):
                 backgrounded.later(add, queue="nobody")(number, 1)
         with trips(3):
             assert backgrounded.later(add, queue="nobody").starmap((n, 1) for n in range(2500)).sent == 2500
+        with trips(1):
+            backgrounded.later(add, queue="nobody", delay=100).starmap((number, 1) for number in range(1000))
     assert emptied.llen("rq:queue:nobody") == 3501
+    assert emptied.zcard("rq:scheduled:nobody") >= 1000
+    emptied.delete("rq:scheduled:nobody")
 
 
 def test_a_call_costs_no_more_round_trips_than_rqs_own(counted, emptied):
@@ -325,6 +329,7 @@ def _change(redis: Redis, id: str, old: str, new: str) -> None:
         ({"url": "redis://localhost", "priorities": {8: "x", 2: "x"}}, "same name"),
         ({"url": "redis://localhost", "connection": Redis()}, "one of"),
         ({"connection": Redis(decode_responses=True)}, "decode_responses"),
+        ({"connection": Redis(), "enqueue_timeout": 3}, "enqueue_timeout"),
         ({"connection": "redis://localhost"}, "redis.Redis"),
         ({"queue": Queue(connection=Redis(), is_async=False)}, "is_async"),
         ({"queue": Queue(connection=Redis()), "serializer": "json"}, "serializer"),

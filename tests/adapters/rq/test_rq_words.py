@@ -8,7 +8,7 @@ import backgrounded
 import pytest
 from backgrounded import InvalidOption, JobFailed, NoResult, Retry, UnsupportedOption
 from backgrounded_rq import RQHandler
-from backgrounded_rq._handler import KEEPS_FOREIGN_META, NATIVE
+from backgrounded_rq._settings import KEEPS_FOREIGN_META, NATIVE
 from redis import Redis
 from rq import Queue
 from rq.job import Job as RQJob
@@ -130,8 +130,10 @@ def test_priorities_are_refused_without_queues_for_them(handler):
 
 @pytest.mark.parametrize(
     ("priority", "queue"),
-    [(9, "q.top"), (8, "q.high"), (7, "q.high"), (6, "q"), (5, "q"), (None, "q")]
-    + [(4, "q"), (3, "q.low"), (2, "q.low"), (1, "q.last"), (0, "q.last"), ("high", "q.high"), ("low", "q.low")],
+    [
+        *[(9, "q.top"), (8, "q.high"), (7, "q.high"), (6, "q"), (5, "q"), (None, "q"), (4, "q"), (3, "q.low")],
+        *[(2, "q.low"), (1, "q.last"), (0, "q.last"), ("high", "q.high"), ("low", "q.low")],
+    ],
 )
 def test_a_priority_is_a_queue_beside_its_own(url, redis, priority, queue):
     levels = {9: "top", 7: "high", 3: "low", 1: "last"}
@@ -251,7 +253,7 @@ def test_each_repetition_has_its_own_retries(handler, kind, tag, starts):
 def test_a_rate_limit_is_rqs_own(handler, kind, redis, tag):
     from rq import RateLimit
 
-    limit = {"rate_limit": RateLimit(key=tag, max_concurrency=1)}
+    limit = {"rate_limit": RateLimit(key=f"limit-{time.monotonic_ns()}", concurrency=1)}
     running = Item(tag).backgrounded(queue="nobody", native=limit).echo(1)
     waiting = Item(tag).backgrounded(queue="nobody", native=limit).echo(2)
     assert (running.state, waiting.state) == ("queued", "queued")

@@ -159,7 +159,7 @@ def _check_workers(workers: object) -> None:
 
 
 def _forget_in_children(handler: ThreadHandler) -> None:
-    """After a fork the child has no threads, and perhaps a lock that is held: it starts afresh. The jobs are its parent's."""
+    """After a fork the child has no threads, and perhaps a lock that is held: it starts afresh, without jobs."""
     found = weakref.ref(handler)
 
     def forget() -> None:

@@ -157,8 +157,8 @@ class _Standing:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._handler: Any = None
-        self.rounds: Any = None
-        """What the tests of `Queues` share: see there."""
+        self.shared: dict[str, Any] = {}
+        """What takes long, and is called once for several tests, by name."""
 
     def serve(self, contract: Frame, handler: Any) -> None:
         if self._handler is handler:
@@ -168,7 +168,8 @@ class _Standing:
         self._handler = handler
 
     def stop(self) -> None:
-        self._handler = self.rounds = None
+        self._handler = None
+        self.shared = {}
         self._stack.close()
 
 
@@ -300,7 +301,7 @@ class Frame:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def _standing(cls) -> Iterator[_Standing]:
+    def standing(cls) -> Iterator[_Standing]:
         standing = _Standing()
         yield standing
         standing.stop()
@@ -344,12 +345,36 @@ class Frame:
         return Probe(oracle.path)
 
     @pytest.fixture
-    def send(self, handler: Any, probe: Probe, _standing: _Standing) -> Send:
+    def send(
+        self,
+        request: pytest.FixtureRequest,
+        handler: Any,
+        probe: Probe,
+        standing: _Standing,
+        tmp_path_factory: pytest.TempPathFactory,
+    ) -> Send:
         """Calls on the shared worker's queue; the worker runs."""
         lane = self.lane_of(handler)
+        queue = lane if Feature.QUEUES in handler.features else None
         if self.runs and not self.immediate:
-            _standing.serve(self, handler)
-        return Send(probe, lane if Feature.QUEUES in handler.features else None)
+            standing.serve(self, handler)
+            self._begin(request, Oracle(tmp_path_factory.mktemp("early") / "oracle.jsonl", self), queue, standing)
+        return Send(probe, queue)
+
+    def _begin(self, request: pytest.FixtureRequest, oracle: Oracle, queue: str | None, standing: _Standing) -> None:
+        """Call what takes long as soon as the worker is there, if its test will have its turn."""
+        chosen = {item.originalname for item in request.session.items if getattr(item, "cls", None) is type(self)}  # type: ignore[attr-defined]  # items of classes are functions
+        for name, begin in self.early().items():
+            if name in chosen and name not in standing.shared and not self._lacks(name):
+                standing.shared[name] = oracle, begin(Send(Probe(oracle.path), queue))
+
+    def early(self) -> dict[str, Callable[[Send], Any]]:
+        """The first halves of tests that take long, by the names of these tests."""
+        return {}
+
+    def _lacks(self, name: str) -> bool:
+        wanted: Needs = getattr(getattr(self, name), _NEEDS, Needs())
+        return not self._handler.features.issuperset(wanted.features)
 
     @pytest.fixture
     def queue(self) -> str:

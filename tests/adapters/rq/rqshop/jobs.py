@@ -71,6 +71,15 @@ class Item(Backgrounded):
         note("end", self.tag)
         return "slept"
 
+    def sleep_with(self, seconds: float, secret: str) -> str:
+        return self.sleep(seconds)
+
+    def hang_once(self) -> str:
+        self._start()
+        if starts(self.tag) == 1:
+            time.sleep(1000)
+        return "survived"
+
     async def later(self, value: object) -> object:
         self._start()
         return value

@@ -1,0 +1,135 @@
+"""What may be configured, and what may be said to RQ in its own words?"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import rq
+from backgrounded import Call, ConfigurationError, InvalidOption
+from backgrounded.handler import Guarantees
+from redis import Redis
+from rq import Queue
+from rq.serializers import DefaultSerializer, JSONSerializer, resolve_serializer
+
+from ._connection import settings_of
+
+VERSION: Final = tuple(int(part) for part in rq.__version__.split(".")[:2])
+RETRY_COUNTS_WAITS: Final = VERSION >= (2, 8)
+"""Before 2.8, RQ did not count a returned Retry that waits."""
+SERIALIZER_ALIASES: Final = VERSION >= (2, 9)
+KEEPS_FOREIGN_META: Final = VERSION >= (3, 0)
+"""Before 3.0, a scheduler with another serializer than the job's ended at the job's meta."""
+_OURS: Final = {
+    "func",
+    "args",
+    "kwargs",
+    "timeout",
+    "result_ttl",
+    "description",
+    "job_id",
+    "retry",
+    "pipeline",
+    "unique",
+}
+_REFUSED: Final = {
+    "ttl": "RQ's ttl deletes the job without a trace; use expires",
+    "on_success": "a job of ours runs our function only",
+    "on_failure": "a job of ours runs our function only",
+    "on_stopped": "a job of ours runs our function only",
+    "webhooks": "a job of ours runs our function only",
+}
+NATIVE: Final = frozenset(inspect.signature(Queue.enqueue_call).parameters) - _OURS - _REFUSED.keys() - {"self"}
+"""The words of RQ's own that `native={...}` takes, as the installed RQ has them."""
+PREPARED: Final = frozenset(inspect.signature(Queue.prepare_data).parameters) - {"depends_on"}
+"""The words that RQ takes for one of many jobs."""
+
+
+def check_native(call: Call, native: Mapping[str, Any], serializer: Any) -> None:
+    """Refuse words that RQ does not have, or that would break what we promise. Raises InvalidOption."""
+    for word in native:
+        if word not in NATIVE:
+            reason = _REFUSED.get(word) or f"RQ {rq.__version__} takes: {', '.join(sorted(NATIVE))}"
+            raise InvalidOption("native", f"{word!r}: {reason}")
+    if "depends_on" in native and call.due is not None:
+        raise InvalidOption("native", "depends_on: RQ ignores it for a job that is scheduled; leave out delay and at")
+    if "at_front" in native and not isinstance(native["at_front"], bool):
+        raise InvalidOption("native", f"at_front: must be True or False, got {native['at_front']!r}")
+    if "failure_ttl" in native and not _is_ttl(native["failure_ttl"]):
+        raise InvalidOption("native", f"failure_ttl: must be whole seconds, or -1, got {native['failure_ttl']!r}")
+    if "meta" in native:
+        _check_meta(call, native["meta"], serializer)
+
+
+def _check_meta(call: Call, meta: Any, serializer: Any) -> None:
+    try:
+        json.dumps({**meta})
+    except (TypeError, ValueError):
+        raise InvalidOption("native", "meta: must be a dict of plain values, as JSON has them") from None
+    waits = call.due is not None or bool(call.options.retry and call.options.retry.waits)
+    if waits and not KEEPS_FOREIGN_META and serializer is not JSONSerializer:
+        raise InvalidOption("native", f'meta: RQ {rq.__version__} loses it on a wait; configure serializer="json"')
+
+
+def _is_ttl(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1)
+
+
+def check_timeout(timeout: Any) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        raise ConfigurationError(f"rq: enqueue_timeout: must be seconds above 0, got {timeout!r}.")
+    return timeout
+
+
+def check_name(queue: Any) -> str:
+    if queue is not None and not (isinstance(queue, str) and queue):
+        raise ConfigurationError(f"rq: queue: must be a name or an rq.Queue, got {queue!r}.")
+    return queue or "default"
+
+
+def check_priorities(priorities: Mapping[int, str]) -> dict[int, str]:
+    for key, level in priorities.items():
+        if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key <= 9 or key == 5:
+            raise ConfigurationError(f"rq: priorities: {key!r} must be 0 to 9 and not 5, which is a queue's own.")
+        if not isinstance(level, str) or not level:
+            raise ConfigurationError(f"rq: priorities: {level!r} must be a name such as 'high'.")
+    if len(set(priorities.values())) < len(priorities):
+        raise ConfigurationError("rq: priorities: two levels have the same name, which would make them one.")
+    return dict(priorities)
+
+
+def check_serializer(serializer: Any) -> Any:
+    named = {None: DefaultSerializer, "pickle": DefaultSerializer, "json": JSONSerializer}
+    if serializer is None or serializer in ("pickle", "json"):
+        return named[serializer]
+    try:
+        return resolve_serializer(serializer)
+    except (NotImplementedError, ValueError, ImportError) as error:
+        raise ConfigurationError(f'rq: serializer: {error} Give "pickle", "json", or what RQ takes.') from error
+
+
+def serializer_name(serializer: Any) -> str:
+    """What a worker is told. It reads pickled calls of ours with the JSON one too, and plain values only."""
+    if serializer in (DefaultSerializer, JSONSerializer):
+        return "json" if SERIALIZER_ALIASES else "rq.serializers.JSONSerializer"
+    if not isinstance(serializer, type):
+        raise ConfigurationError("rq: a worker finds a serializer by name: give a class, not an object.")
+    return f"{serializer.__module__}.{serializer.__qualname__}"
+
+
+def guarantees_of(borrowed: bool, connection: Redis) -> Guarantees:
+    notes = [
+        "At least once for workers of one queue: a worker of several queues holds a job nowhere between taking and "
+        "starting it, and loses it if it is killed in that moment.",
+        "A job whose worker dies runs again within 90 s with worker_command(); with RQ's defaults after up to 14 min.",
+        "What Redis acknowledged survives its death only with appendonly.",
+        "A plain `rq worker` runs whatever is written to Redis; worker_command() gives one that runs our jobs only.",
+    ]
+    if borrowed:
+        notes.append("The connection is the application's: its timeouts and its retries of writes apply.")
+    else:
+        notes.append(f"A hand-over succeeds or fails within {settings_of(connection)['socket_timeout']:g} s.")
+    return Guarantees("at-least-once", durable_publish=False, recovery_s=90.0, notes=tuple(notes))

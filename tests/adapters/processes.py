@@ -1,0 +1,66 @@
+"""How does a test run a real worker?
+
+It is awaited until it is ready, ended by its own process id, and ends by itself when the tests are killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+# In the child, before the worker: let it be told to end (SIGTERM) when the process that started it is no more.
+WITH_PARENT = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    output: Path,
+    is_ready: Callable[[], bool],
+    within: float = 60.0,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process inside the block: ready at its beginning, told to end (SIGTERM) and awaited at its end.
+
+    Commands are looked for beside the Python that runs the tests first; what they write is appended to `output`.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    with output.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-ISc", WITH_PARENT, *command],
+            env={**os.environ, "PATH": path, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        end = time.monotonic() + within
+        while not is_ready():
+            if process.poll() is not None or time.monotonic() > end:
+                pytest.fail(f"{command} is not ready (exit {process.poll()}):\n{output.read_text()[-4000:]}")
+            time.sleep(0.01)
+        yield process
+    finally:
+        _end(process, output, within)
+
+
+def _end(process: subprocess.Popen[bytes], output: Path, within: float) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(within)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        pytest.fail(f"a worker did not end within {within:g} s of SIGTERM:\n{output.read_text()[-4000:]}")
