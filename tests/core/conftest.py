@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
 import backgrounded
 import pytest
+from backgrounded._configuration import runtime
 from backgrounded.handlers.memory import MemoryHandler
+from backgrounded.handlers.thread import ThreadHandler
 
 import shop.jobs
 import shop.models  # noqa: F401  # a worker finds what has opted in once the application is loaded
@@ -19,6 +22,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name)
     backgrounded.reset()
     yield
+    with contextlib.suppress(backgrounded.ConfigurationError):  # some tests leave an environment that is an error
+        for configuration in runtime().configurations.values():
+            if isinstance(configuration.handler, ThreadHandler):
+                configuration.handler.close()
     backgrounded.reset()
 
 

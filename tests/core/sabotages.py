@@ -224,12 +224,10 @@ class TestValuesFlattened(Sabotage):
         def spoil(self, call: Call) -> Call:
             return with_tree(call, args=[self._flat(item) for item in call.tree.get("args", [])])
 
-        def _flat(self, tree: Any) -> Any:
-            if isinstance(tree, dict) and tree.keys() == {"$tuple"}:
-                return self._flat(tree["$tuple"])
-            if isinstance(tree, dict):
-                return {key: self._flat(item) for key, item in tree.items()}
-            return [self._flat(item) for item in tree] if isinstance(tree, list) else tree
+        def _flat(self, samples: Any) -> Any:
+            if not isinstance(samples, dict):
+                return samples
+            return {name: tree["$tuple"] if name == "tuple" else tree for name, tree in samples.items()}
 
 
 class TestArgumentsEncodedLate(Sabotage):

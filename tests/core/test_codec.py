@@ -557,6 +557,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a named tuple that changes its fields": (v.DoublingPoint(1), "changes its fields"),
     "attrs with init=False": (v.AttrsInitFalse(1), "init=False"),
     "attrs that changes its fields": (v.Shouting("a"), "changes its fields"),
+    "a model with more attributes": (_with_attribute(v.Counted(number=1)), "more than its fields: extra"),
     "a model with a set private attribute": (_with_private(), "_seen"),
     "a model that changes its fields": (v.Hashing(password="secret-value"), "changes its fields"),
     "a model with an AliasPath": (v.Deep(a={"b": 1}), "AliasPath"),

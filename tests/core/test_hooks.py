@@ -432,7 +432,7 @@ class Token:
         self.text = text
 
 
-def test_a_worker_and_a_reader_of_results_know_the_plugins_converters_at_once() -> None:
+def test_a_worker_knows_the_plugins_converters_at_once() -> None:
     class Plugin:
         @hookimpl
         def backgrounded_converters(self) -> Any:
@@ -442,6 +442,15 @@ def test_a_worker_and_a_reader_of_results_know_the_plugins_converters_at_once() 
     wire = {**WIRE, "method": "see_myself", "headers": {"token": {"$x": ["token", "t"]}}}
     perform(wire)
     assert diary.lines[0].headers["token"].text == "t"
+
+
+def test_a_reader_of_results_knows_the_plugins_converters_at_once() -> None:
+    class Plugin:
+        @hookimpl
+        def backgrounded_converters(self) -> Any:
+            return [Converter(Token, lambda token: token.text, Token, "token")]
+
+    register_plugin(Plugin())
 
     class Engine(Down):
         features = frozenset({Feature.RESULTS})

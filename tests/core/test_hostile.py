@@ -718,7 +718,7 @@ def test_a_wrong_field_is_found_before_anything_is_looked_up(name: str) -> None:
     ("hostile", "hint"),
     [
         (b'{"a":' + b"[" * 100_000, "nests deeper"),
-        (b'{"a":' + b"[" * 32 + b"]" * 32 + b"oops", "nests deeper"),
+        (b'{"a":' + b"[" * 32 + b"]" * 32 + b"oops}", "nests deeper"),
         (b"{" + b"," * 200_001, "holds more than 100000 values"),
         (b'{"a":' + b"9" * 5000 + b"}", "beyond 64 bits"),
         (b'{"a":{"b":1,"b":2},oops}', "a key twice"),

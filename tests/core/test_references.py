@@ -251,7 +251,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "class Quiet:\n    def count(self): return 4\n"
         "@backgroundable\ndef weigh(): return 5\n"
     )
-    (folder / "__main__.py").write_text("raise AssertionError('the program ran')\n")
+    (folder / "__main__.py").write_text("from shop import diary\ndiary.write('the program ran')\n")
     (folder / "leaves.py").write_text("raise SystemExit(3)\n")
     (folder / "breaks.py").write_text("raise RuntimeError('secret')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -290,8 +290,10 @@ def test_an_entry_that_names_a_method_lets_the_worker_import_its_module(package:
 @pytest.mark.parametrize("module", ["depot.__main__", "depot.leaves", "depot.breaks", "depot.nothing", "depot..stock"])
 def test_a_module_that_cannot_be_imported_keeps_the_job_and_spares_the_worker(package: str, module: str) -> None:
     backgrounded.configure("null", allow=["depot"])
+    diary.lines.clear()
     with pytest.raises(Keep) as caught:
         perform(wire_of({"module": module}, "run"))
+    assert diary.lines == []
     assert isinstance(caught.value.__cause__, TargetNotFound)
     assert "secret" not in str(caught.value)
 

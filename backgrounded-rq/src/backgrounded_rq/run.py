@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import backgrounded
@@ -18,6 +19,7 @@ from backgrounded.handler import Again, Delivery, Keep, Skip, failure_record
 from rq import Queue, get_current_job
 from rq.job import Job as RQJob
 from rq.job import Retry
+from rq.timeouts import JobTimeoutException
 
 from ._ends import END, write_end
 from ._handler import DEATHS, FAILURE_TTL, RQHandler
@@ -46,7 +48,7 @@ def perform(wire: Any, handler: str = "default", failure_ttl: int = FAILURE_TTL)
     release(job.connection, job.id, wire, "start")
     delivery = _delivery(job, handler)
     try:
-        result = backgrounded.perform(wire, delivery, fallback=lambda: _handler_of(job))
+        result = backgrounded.perform(wire, delivery, fallback=lambda: _handler_of(job), limit=_limit(job))
         release(job.connection, job.id, wire, "done")
     except Again as again:
         return _again(job, delivery.attempt, again.seconds)
@@ -76,6 +78,15 @@ def _delivery(job: RQJob, handler: str) -> Delivery:
         deadline=time.time() + job.timeout if limited and job.timeout else None,
         redelivered=bool(deaths),
     )
+
+
+@contextmanager
+def _limit(job: RQJob) -> Iterator[None]:
+    """RQ's own exception for a run that took too long, as the one that it is on every engine."""
+    try:
+        yield
+    except JobTimeoutException as error:
+        raise TimeoutError(f"stopped after its timeout of {job.timeout} seconds") from error
 
 
 def _handler_of(job: RQJob) -> RQHandler:

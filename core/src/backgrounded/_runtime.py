@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
@@ -388,12 +389,15 @@ def perform(
     *,
     moment: float | None = None,
     fallback: Callable[[], Handler] | None = None,
+    limit: AbstractContextManager[object] | None = None,
 ) -> Any:
     """Run the job in a wire, bytes or tree, and return its result as a JSON-safe tree. The one door of a worker.
 
     Raises `Again(seconds)`, `Keep(reason)` or `Skip(state)` of `backgrounded.handler`; anything else means *fail* and
     is the method's own exception. Without a delivery nothing is retried. `moment` is the time by the handler's clock;
-    `fallback` makes a handler for nested calls where this process has none configured under the job's alias.
+    `fallback` makes a handler for nested calls where this process has none configured under the job's alias. `limit`
+    stands around the run of the target and makes a TimeoutError of the engine's own word for "too long", so that the
+    retry policy means the same on every engine.
     """
     try:
         load_app()
@@ -410,7 +414,7 @@ def perform(
     cause: BaseException | None = None
     try:
         _check_runnable(envelope, delivery, now() if moment is None else moment)
-        return _run(state, job, envelope, delivery)
+        return _run(state, job, envelope, delivery, limit or contextlib.nullcontext())
     except Skip as skip:
         outcome = skip.state
         raise
@@ -462,15 +466,22 @@ def _check_runnable(envelope: Envelope, delivery: Delivery | None, moment: float
         raise Keep(f"{delivery.deaths} workers died on this job.", "deaths")
 
 
-def _run(state: Runtime, job: CurrentJob, envelope: Envelope, delivery: Delivery | None) -> Any:
+def _run(
+    state: Runtime,
+    job: CurrentJob,
+    envelope: Envelope,
+    delivery: Delivery | None,
+    limit: AbstractContextManager[object],
+) -> Any:
     """Run it and turn what went wrong into a verdict. This is the only place where one is made."""
     begun = False
 
     def run(job: CurrentJob) -> Any:
         nonlocal begun
-        method = _find(state, envelope)
-        begun = True  # from here on, a PerformError is one that the method itself has met
-        return await_if_needed(method())
+        with limit:
+            method = _find(state, envelope)
+            begun = True  # from here on, a PerformError is one that the method itself has met
+            return await_if_needed(method())
 
     hook = state.hooks.perform
     try:

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 T = TypeVar("T")
 
 
-def eventually(ask: Callable[[], T], seconds: float = 15, every: float = 0.02) -> T:
+def eventually(ask: Callable[[], T], seconds: float = 60, every: float = 0.02) -> T:
     """The first true answer; fails with the last one when there is none in time."""
     deadline = time.monotonic() + seconds
     while not (answer := ask()):
@@ -60,11 +60,11 @@ class Worker:
         return self.path.read_text(errors="replace")
 
     def ready(self) -> Worker:
-        eventually(lambda: "Listening on" in self.log or self.process.poll() is not None, 20)
+        eventually(lambda: "Listening on" in self.log or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
         return self
 
-    def stop(self, patience: float = 15) -> int:
+    def stop(self, patience: float = 30) -> int:
         if self.process.poll() is None:
             self.process.terminate()
             try:

@@ -240,7 +240,7 @@ def test_the_first_job_is_returned_when_that_was_asked_for(handler, tag):
 @pytest.mark.parametrize(("method", "arguments"), [("echo", ()), ("fail", ()), ("die", (3,))])
 def test_the_key_is_free_when_the_job_has_ended(handler, kind, redis, tag, key, method, arguments):
     job = getattr(Item(tag).backgrounded(queue=kind, unique=tag), method)(*arguments)
-    job.wait(timeout=20)
+    job.wait(timeout=60)
     assert Item(tag).backgrounded(queue="nobody", unique=tag).echo().id != job.id
     redis.delete("rq:queue:nobody")
 
@@ -250,12 +250,12 @@ def test_the_key_is_free_when_the_job_is_kept_or_expired(handler, kind, redis, t
     kept = Item(tag).backgrounded(queue="nobody", unique=tag).echo()
     _change(redis, kept.id, "rqshop.jobs:Item", "rqshop.jobs:Gone")
     redis.rpoplpush("rq:queue:nobody", f"rq:queue:{kind}")
-    assert kept.wait(timeout=20) == "kept"
+    assert kept.wait(timeout=60) == "kept"
     assert redis.get(key) is None
     expired = Item(tag).backgrounded(queue="nobody", unique=tag, expires=0.1).echo()
     time.sleep(0.15)
     redis.rpoplpush("rq:queue:nobody", f"rq:queue:{kind}")
-    assert expired.wait(timeout=20) == "expired"
+    assert expired.wait(timeout=60) == "expired"
     assert redis.get(key) is None
 
 
@@ -264,7 +264,7 @@ def test_the_key_can_be_free_from_the_start_on(handler, kind, redis, tag, key, s
     job = Item(tag).backgrounded(queue=kind, unique=Unique(tag, until="start")).sleep(1.0)
     eventually(lambda: starts(tag))
     other = Item(tag).backgrounded(queue="nobody", unique=tag).echo()
-    assert job.result(timeout=20) == "slept"
+    assert job.result(timeout=60) == "slept"
     assert redis.get(key) == other.id.encode(), "the end of one job does not give back the key of another"
     other.cancel()
 

@@ -163,7 +163,7 @@ def test_a_worker_of_ours_runs_nothing_of_it_and_goes_on(handler, redis, safe_wo
     for name in ("os.system", "gadget", "a bomb"):
         handler.replay(ids[name])
     for id in ids.values():
-        eventually(lambda id=id: handler.state(id) == "kept", 30)
+        eventually(lambda id=id: handler.state(id) == "kept")
         handler.forget(id)
     assert not canary.exists()
     redis.delete("rq:job:astring")
@@ -189,7 +189,7 @@ def test_a_dependency_on_a_foreign_job_runs_nothing_foreign(handler, redis, safe
     parent = write(redis, plain("os.system", [f"touch {canary}"]), allow_dependency_failures=1)
     redis.sadd(f"rq:job:{parent}:dependents", child.id, "no such job")
     eventually(lambda: handler.state(parent) == "kept")
-    assert Item(tag).backgrounded(queue="safe").echo(7).result(timeout=20) == 7
+    assert Item(tag).backgrounded(queue="safe").echo(7).result(timeout=60) == 7
     assert not canary.exists()
 
 
@@ -223,7 +223,7 @@ def test_a_result_that_is_hostile_json_is_an_error_of_ours(handler, redis):
 def test_a_value_of_a_job_is_plain_in_both_formats(handler, redis, safe_worker, tag):
     """The worker of ours reads what pickle wrote, as long as it is plain: both kinds of workers may serve a queue."""
     value = {"a": [1, 2.5, None, True, "ü", 2**70, (1, 2), b"\x00", {"b": {1, 2}}]}
-    assert Item(tag).backgrounded(queue="safe", retry=Retry(1)).echo(value).result(timeout=20) == value
+    assert Item(tag).backgrounded(queue="safe", retry=Retry(1)).echo(value).result(timeout=60) == value
     data = zlib.decompress(redis.hget(RQJob.key_for(Item(tag).backgrounded(queue="nobody").echo(value).id), "data"))
     assert data[:1] == b"\x80"
     Queue("nobody", connection=redis).empty()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.worker
 def test_so_many_retries_make_one_run_more(handler, kind, tag, starts, retries):
     job = Item(tag).backgrounded(queue=kind, retry=retries).fail()
     with pytest.raises(JobFailed, match="no luck"):
-        job.result(timeout=30)
+        job.result(timeout=60)
     assert [attempt for attempt, _ in starts(tag)] == list(range(1, retries + 2))
 
 
@@ -25,7 +25,7 @@ def test_waits_are_not_early_and_not_more_than_asked_for(handler, kind, tag, sta
     waits = [1, 0.4, 0]
     job = Item(tag).backgrounded(queue=kind, retry=Retry(3, wait=waits)).fail()
     with pytest.raises(JobFailed):
-        job.result(timeout=30)
+        job.result(timeout=60)
     moments = [moment for _, moment in starts(tag)]
     assert [attempt for attempt, _ in starts(tag)] == [1, 2, 3, 4]
     assert all(later - sooner >= wait for sooner, later, wait in zip(moments, moments[1:], waits, strict=False))
@@ -40,19 +40,19 @@ def test_retries_go_on_across_a_restart_of_the_worker(handler, url, start_worker
     first.stop()
     start_worker(command)
     with pytest.raises(JobFailed):
-        job.result(timeout=30)
+        job.result(timeout=60)
     assert [attempt for attempt, _ in starts(tag)] == [1, 2, 3, 4]
 
 
 def test_a_job_whose_process_dies_runs_again(handler, kind, tag, starts):
-    assert Item(tag).backgrounded(queue=kind).die(2).result(timeout=30) == "survived"
+    assert Item(tag).backgrounded(queue=kind).die(2).result(timeout=60) == "survived"
     assert [attempt for attempt, _ in starts(tag)] == [1, 1, 1]
 
 
 def test_a_job_that_kills_three_processes_is_kept_and_can_be_replayed(handler, kind, tag, starts, redis):
     job = Item(tag).backgrounded(queue=kind).die(3)
     with pytest.raises(NoResult, match="kept"):
-        job.result(timeout=30)
+        job.result(timeout=60)
     assert job.state == "kept"
     assert len(starts(tag)) == 3
     assert job.id in [kept.id for kept in handler.kept()]
@@ -60,22 +60,22 @@ def test_a_job_that_kills_three_processes_is_kept_and_can_be_replayed(handler, k
     assert redis.zscore(registry.key, job.id) == -1, "it must never leave the registry by itself"
     assert redis.ttl(RQJob.key_for(job.id)) == -1, "it must never expire"
     handler.replay(job.id)
-    assert job.result(timeout=30) == "survived"
+    assert job.result(timeout=60) == "survived"
     assert len(starts(tag)) == 4
 
 
 def test_others_go_on_beside_a_job_that_kills_its_process(handler, kind, tag):
     bad = Item(tag).backgrounded(queue=kind).die(3)
     good = [Item(f"{tag}-good").backgrounded(queue=kind).echo(number) for number in range(8)]
-    assert [job.result(timeout=30) for job in good] == list(range(8))
-    assert bad.wait(timeout=30) == "kept"
+    assert [job.result(timeout=60) for job in good] == list(range(8))
+    assert bad.wait(timeout=60) == "kept"
 
 
 @pytest.mark.parametrize("dies_on", [1, 2, 3])
 def test_deaths_are_counted_apart_from_failures(handler, kind, tag, starts, dies_on):
     job = Item(tag).backgrounded(queue=kind, retry=2).fail_but_die_on(dies_on)
     with pytest.raises(JobFailed):
-        job.result(timeout=30)
+        job.result(timeout=60)
     attempts = [attempt for attempt, _ in starts(tag)]
     assert len(attempts) == 4, "three runs that failed, one that died"
     assert sorted(set(attempts)) == [1, 2, 3]
@@ -85,18 +85,18 @@ def test_deaths_are_counted_apart_from_failures(handler, kind, tag, starts, dies
 def test_the_mark_of_a_failure_does_not_outlive_it(handler, kind, tag, redis: Redis):
     """RQ's own `rq requeue` runs a failed job again: then what counts is how that run ended."""
     job = Item(tag).backgrounded(queue=kind).die(0)
-    assert job.result(timeout=30) == "survived"
+    assert job.result(timeout=60) == "survived"
     failing = Item(tag).backgrounded(queue=kind).fail()
-    assert failing.wait(timeout=30) == "failed"
+    assert failing.wait(timeout=60) == "failed"
     redis.hset(RQJob.key_for(failing.id), "data", redis.hget(RQJob.key_for(job.id), "data"))
     RQJob.fetch(failing.id, connection=redis).requeue()
-    assert failing.result(timeout=30) == "survived"
+    assert failing.result(timeout=60) == "survived"
     assert failing.state == "succeeded"
 
 
 def test_leaving_the_process_is_a_failure_of_the_method(handler, kind, tag, starts):
     job = Item(tag).backgrounded(queue=kind).leave()
     with pytest.raises(JobFailed) as failed:
-        job.result(timeout=30)
+        job.result(timeout=60)
     assert failed.value.type_name == "SystemExit"
     assert len(starts(tag)) == 1

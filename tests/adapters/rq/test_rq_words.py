@@ -42,18 +42,17 @@ def test_a_time_limit_is_none_by_default_and_whole_seconds_up(handler, redis, gi
 @pytest.mark.worker
 def test_a_job_over_its_limit_fails_and_says_so(handler, kind, tag, starts):
     job = Item(tag).backgrounded(queue=kind, timeout=1).sleep(30)
-    with pytest.raises(JobFailed, match="maximum timeout value") as failed:
-        job.result(timeout=10)
-    assert failed.value.type_name == "rq.timeouts.JobTimeoutException"
+    with pytest.raises(JobFailed, match="timeout of 1 seconds") as failed:
+        job.result(timeout=60)
+    assert failed.value.type_name == "TimeoutError"
     assert job.state == "failed"
     assert len(starts(tag)) == 1
 
 
 @pytest.mark.worker
 def test_a_job_over_its_limit_is_retried_as_its_policy_says(handler, kind, tag, starts):
-    Item(tag).backgrounded(queue=kind, timeout=1, retry=Retry(1, on=["rq.timeouts.JobTimeoutException"])).sleep(
-        30
-    ).wait(timeout=10)
+    job = Item(tag).backgrounded(queue=kind, timeout=1, retry=Retry(1, on=[TimeoutError])).sleep(30)
+    job.wait(timeout=60)
     assert [attempt for attempt, _ in starts(tag)] == [1, 2]
 
 
@@ -62,7 +61,7 @@ def test_an_expired_job_does_not_run(handler, kind, redis, tag, starts):
     job = Item(tag).backgrounded(queue="nobody", expires=0.1).echo()
     time.sleep(0.15)
     redis.rpoplpush("rq:queue:nobody", f"rq:queue:{kind}")
-    assert job.wait(timeout=10) == "expired"
+    assert job.wait(timeout=60) == "expired"
     assert not starts(tag)
 
 
@@ -73,7 +72,7 @@ def test_a_job_that_expires_while_it_is_scheduled_does_not_run(handler, kind, re
     time.sleep(1.3)
     redis.zrem("rq:scheduled:nobody", job.id)
     redis.rpush(f"rq:queue:{kind}", job.id)
-    assert job.wait(timeout=10) == "expired"
+    assert job.wait(timeout=60) == "expired"
     assert not starts(tag)
 
 
@@ -81,7 +80,7 @@ def test_a_job_that_expires_while_it_is_scheduled_does_not_run(handler, kind, re
 def test_a_delayed_job_is_not_early(handler, kind, tag, starts):
     before = time.time()
     job = Item(tag).backgrounded(queue=kind, delay=0.7).echo(1)
-    assert job.result(timeout=15) == 1
+    assert job.result(timeout=60) == 1
     assert starts(tag)[0][1] >= before + 0.7
 
 
@@ -90,7 +89,7 @@ def test_a_delayed_job_is_not_early(handler, kind, tag, starts):
 def test_a_result_is_there_for_so_long(handler, kind, redis, given, stored):
     options = {} if given is None else {"result_ttl": given}
     job = Item("x").backgrounded(queue=kind, **options).echo(7)
-    assert job.result(timeout=10) == 7
+    assert job.result(timeout=60) == 7
     for key in (RQJob.key_for(job.id), f"rq:results:{job.id}"):
         assert stored - 3 <= redis.ttl(key) <= stored
 
@@ -110,11 +109,11 @@ def test_without_a_result_ttl_nothing_is_left(handler, kind, tag, starts):
 )
 def test_a_failed_job_is_there_for_so_long_and_a_kept_one_for_ever(handler, kind, redis, tag, native, stored):
     failed = Item(tag).backgrounded(queue=kind, native=native).fail()
-    assert failed.wait(timeout=10) == "failed"
+    assert failed.wait(timeout=60) == "failed"
     ttl = redis.ttl(RQJob.key_for(failed.id))
     assert ttl == -1 if stored == -1 else stored - 3 <= ttl <= stored
     kept = Item(tag).backgrounded(queue=kind, native=native).die(9)
-    assert kept.wait(timeout=20) == "kept"
+    assert kept.wait(timeout=60) == "kept"
     assert redis.ttl(RQJob.key_for(kept.id)) == redis.ttl(f"rq:results:{kept.id}") == -1
     assert redis.zscore(f"rq:failed:{kind}", kept.id) == -1
 
@@ -189,11 +188,11 @@ def test_a_dependency_is_waited_for(handler, kind, redis, tag, starts):
     first = Item(f"{tag}-1").backgrounded(queue="nobody").echo(1)
     second = Item(f"{tag}-2").backgrounded(queue=kind, native={"depends_on": first.id}).echo(2)
     third = Item(f"{tag}-3").backgrounded(queue=kind).echo(3)
-    assert third.result(timeout=10) == 3
+    assert third.result(timeout=60) == 3
     assert second.state == "queued"
     redis.lrem("rq:queue:nobody", 0, first.id)
     redis.rpush(f"rq:queue:{kind}", first.id)
-    assert second.result(timeout=10) == 2
+    assert second.result(timeout=60) == 2
     assert starts(f"{tag}-1")[0][1] < starts(f"{tag}-2")[0][1]
 
 
@@ -218,7 +217,7 @@ def test_meta_is_kept_also_when_a_job_is_retried(url, redis, safe_worker, tag, s
     with backgrounded.using("rq", url=url, serializer=serializer):
         native = {"meta": {"owner": "me", "n": [1, 2]}}
         job = Item(tag).backgrounded(queue="safe", native=native, retry=1).fail()
-        assert job.wait(timeout=10) == "failed"
+        assert job.wait(timeout=60) == "failed"
         assert RQJob.fetch(job.id, connection=redis, serializer=serializer_of(serializer)).meta == native["meta"]
 
 
@@ -232,7 +231,7 @@ def test_meta_survives_a_wait(url, redis, safe_worker, tag, serializer):
                 proxy.echo()
             return
         job = proxy.echo(5)
-        assert job.result(timeout=15) == 5
+        assert job.result(timeout=60) == 5
         native = RQJob.fetch(job.id, connection=redis, serializer=serializer_of(serializer))
         assert native.meta == {"owner": "me"}
 
@@ -245,7 +244,7 @@ def test_each_repetition_has_its_own_retries(handler, kind, tag, starts):
     job = Item(tag).backgrounded(queue=kind, retry=1, native={"repeat": Repeat(times=2)}).fail_but_second()
     eventually(lambda: len(starts(tag)) == 6)
     assert [attempt for attempt, _ in starts(tag)] == [1, 2] * 3
-    assert job.wait(timeout=10) == "succeeded"
+    assert job.wait(timeout=60) == "succeeded"
 
 
 @pytest.mark.worker
@@ -263,7 +262,7 @@ def test_a_rate_limit_is_rqs_own(handler, kind, redis, tag):
     assert waiting.state == "cancelled"
     redis.lrem("rq:queue:nobody", 0, running.id)
     redis.rpush(f"rq:queue:{kind}", running.id)
-    assert running.result(timeout=10) == 1
+    assert running.result(timeout=60) == 1
 
 
 # -- the application's own RQ
@@ -289,7 +288,7 @@ def test_the_applications_queue_is_reused_with_all_it_brings(redis, safe_worker,
         job = backgrounded.later(add)(1, 2)
         assert handler.default_queue == "safe"
         assert isinstance(handler._queue("other"), Priority)
-        assert job.result(timeout=10) == 3
+        assert job.result(timeout=60) == 3
         native = RQJob.fetch(job.id, connection=redis, serializer=serializer_of(name))
         assert native.return_value() == 3, "an application that reads RQ directly"
         assert any("application's" in note for note in handler.guarantees.notes)
@@ -298,7 +297,7 @@ def test_the_applications_queue_is_reused_with_all_it_brings(redis, safe_worker,
 @pytest.mark.worker
 def test_rqs_own_reader_of_results_works_under_a_plain_worker(handler, redis, plain_worker):
     job = Item("x").backgrounded(queue="plain").echo({"a": 1})
-    job.wait(timeout=10)
+    job.wait(timeout=60)
     assert RQJob.fetch(job.id, connection=redis).return_value() == {"a": 1}
 
 
@@ -310,11 +309,11 @@ def test_a_serializer_of_the_applications_own_is_used_throughout(url, start_work
         waiting = Item(tag).backgrounded(queue="nobody").echo()
         assert waiting.cancel()
         start_worker(handler.worker_command([queue]))
-        assert Item(tag).backgrounded(queue=queue).echo([1, (2,)]).result(timeout=10) == [1, (2,)]
-        nested = Item(tag).backgrounded(queue=queue).call_another(f"{tag}-nested", queue).result(timeout=10)
-        assert backgrounded.job(nested).result(timeout=10) == f"from {tag}"
+        assert Item(tag).backgrounded(queue=queue).echo([1, (2,)]).result(timeout=60) == [1, (2,)]
+        nested = Item(tag).backgrounded(queue=queue).call_another(f"{tag}-nested", queue).result(timeout=60)
+        assert backgrounded.job(nested).result(timeout=60) == f"from {tag}"
         kept = Item(tag).backgrounded(queue=queue).die(9)
-        assert kept.wait(timeout=10) == "kept"
+        assert kept.wait(timeout=60) == "kept"
         [found] = [one for one in handler.kept() if one.id == kept.id]
         assert found.wire["method"] == "die"
         handler.forget(kept.id)

@@ -47,8 +47,13 @@ class _Alarm:
     def ring(self) -> None:
         with self._lock:
             if self._armed:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(_Expired))
+                _raise_in(self._thread, ctypes.py_object(_Expired))
 
     def disarm(self) -> None:
         with self._lock:
             self._armed = False
+            _raise_in(self._thread, None)  # takes back what was rung and has not arrived
+
+
+def _raise_in(thread: int, exception: ctypes.py_object[type[_Expired]] | None) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), exception)

@@ -309,8 +309,13 @@ class LocalQueue:
         self._ledger.release(call, "start")
         delivery = Delivery(call.handler, waiting.queue, waiting.attempt)
         try:
-            with time_limit(call.options.timeout):
-                tree = perform(call.tree, delivery, moment=self.clock.now(), fallback=lambda: cast(Handler, self))
+            tree = perform(
+                call.tree,
+                delivery,
+                moment=self.clock.now(),
+                fallback=lambda: cast(Handler, self),
+                limit=time_limit(call.options.timeout),
+            )
         except Again as again:
             self._wait(call, self.clock.now() + again.seconds, waiting.attempt + 1, waiting.context)
         except Skip as skip:

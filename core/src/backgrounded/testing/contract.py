@@ -530,6 +530,16 @@ class Times(Frame):
             assert failure is not None
             assert "1 s" in failure.message or "1.0 s" in failure.message, failure.message
 
+    @needs(Feature.TIMEOUT, Feature.RETRY, timeout=5)
+    def test_a_job_over_its_timeout_is_retried_as_its_policy_says(self, send: Send, oracle: Oracle) -> None:
+        """K131, K134: the filter means the same on every engine, whatever the engine's own exception is."""
+        self.fails(lambda: send(timeout=1, retry=Retry(3, give_up_on=[TimeoutError])).spend(6))
+        job = self.fails(lambda: send(timeout=1, retry=Retry(1, on=[TimeoutError])).spend(6))
+        oracle.wait("spending", 3)
+        self.ends(job, State.FAILED)
+        self.settle(send, oracle)
+        assert len(oracle.events("spending")) == 3
+
 
 class Priorities(Frame):
     """The more urgent job runs first, as far as the handler tells them apart."""
