@@ -500,8 +500,163 @@ class TestResultNeverForgotten(Sabotage):
             return with_options(call, result_ttl=None)
 
 
+class TestWaitsBetweenRetriesTripled(Sabotage):
+    caught_by = "test_a_retry_that_waits_is_not_late"
+
+    class broken(MemoryHandler):
+        def _wait(self, call: Call, due: float, attempt: int = 1, context: Any = None) -> None:
+            moment = self.clock.now()
+            super()._wait(call, due + 2 * max(0.0, due - moment) if attempt > 1 else due, attempt, context)
+
+
+class TestPastNeverComes(Sabotage):
+    caught_by = "test_a_time_in_the_past_and_no_delay_mean_now"
+
+    class broken(Before):
+        def spoil(self, call: Call) -> Call:
+            past = call.options.at is not None and call.options.at.timestamp() < time.time()
+            return with_options(call, at=None, delay=600) if past else call
+
+
+class TestUnlimitedRetriesEnd(Sabotage):
+    caught_by = "test_retries_without_a_number_go_on_until_it_works"
+
+    class broken(Before):
+        def spoil(self, call: Call) -> Call:
+            options = dict(call.tree.get("options", {}))
+            if options.get("retry", {}).get("max", 0) is None:
+                options["retry"] = {**options["retry"], "max": 8}
+            return with_tree(call, options=options)
+
+
+class TestTtlOfAKeyIgnored(Sabotage):
+    caught_by = "test_a_key_is_free_again_after_its_ttl"
+
+    class broken(Before):
+        def spoil(self, call: Call) -> Call:
+            unique = call.options.unique
+            return with_options(call, unique=None if unique is None else replace(unique, ttl=3600))
+
+
+class TestKeyUntilTheStartHeldUntilTheEnd(Sabotage):
+    caught_by = "test_a_key_until_the_start_is_free_while_the_job_runs"
+
+    class broken(Before):
+        def spoil(self, call: Call) -> Call:
+            unique = call.options.unique
+            return with_options(call, unique=None if unique is None else replace(unique, until="done"))
+
+
+class TestCancelKeepsTheKey(Sabotage):
+    caught_by = "test_a_cancelled_job_gives_its_key_back"
+
+    class broken(MemoryHandler):
+        def _end(self, call: Call, state: State, **what: Any) -> None:
+            kept = with_options(call, unique=None) if state is State.CANCELLED else call
+            super()._end(kept, state, **what)
+
+
+class TestReplayDoesNothing(Sabotage):
+    caught_by = "test_a_kept_job_runs_when_it_is_replayed"
+
+    class broken(MemoryHandler):
+        def replay(self, call_id: str) -> None:
+            self.forget(call_id)
+
+
+class TestArgumentsLogged(Sabotage):
+    caught_by = "test_no_argument_shows_in_what_workers_write"
+
+    class broken(Before):
+        written = ""
+
+        def spoil(self, call: Call) -> Call:
+            type(self).written += repr(call.args)
+            return call
+
+    def worker_output(self) -> str:
+        return self.broken.written
+
+
+class TestBulkStopsAtATrip(Sabotage):
+    caught_by = "test_a_batch_of_more_than_a_trip_arrives_whole"
+
+    class broken(MemoryHandler):
+        def enqueue_many(self, calls: Sequence[Call]) -> list[str | None]:
+            return [*super().enqueue_many(calls[:999]), *[None] * len(calls[999:])]
+
+
+class TestBulkGoesToTheFirstQueue(Sabotage):
+    caught_by = "test_a_batch_may_mix_queues"
+
+    class broken(MemoryHandler):
+        def enqueue_many(self, calls: Sequence[Call]) -> list[str | None]:
+            return super().enqueue_many([with_options(call, queue=calls[0].options.queue) for call in calls])
+
+
+class TestMapDropsTheFirst(Sabotage):
+    caught_by = "test_map_sends_one_call_for_each_item"
+
+    class broken(MemoryHandler):
+        def enqueue_many(self, calls: Sequence[Call]) -> list[str | None]:
+            return [None, *super().enqueue_many(calls[1:])]
+
+
+class TestNestedCallStaysOnItsQueue(Sabotage):
+    caught_by = "test_a_nested_call_reaches_the_queue_it_names"
+
+    class broken(Before):
+        def spoil(self, call: Call) -> Call:
+            return with_options(call, queue="contract") if call.args == ("inner",) else call
+
+
+class TestBigArgumentsCut(Sabotage):
+    caught_by = "test_a_big_argument_arrives_whole"
+
+    class broken(Before):
+        def spoil(self, call: Call) -> Call:
+            args = [item[:16_384] if isinstance(item, str) else item for item in call.tree.get("args", [])]
+            return with_tree(call, args=args)
+
+
+class TestSystemExitIsSuccess(Sabotage):
+    caught_by = "test_a_method_that_leaves_the_program_fails_and_does_not_end_the_worker"
+
+    class broken(MemoryHandler):
+        def _end(self, call: Call, state: State, **what: Any) -> None:
+            if call.method == "leave":
+                state = State.SUCCEEDED
+            super()._end(call, state, **what)
+
+
+class TestPriority5Refused(Sabotage):
+    caught_by = "test_priority_5_is_never_refused"
+
+    class broken(MemoryHandler):
+        def check(self, call: Call) -> None:
+            if call.options.priority is not None:
+                raise EnqueueError("no priorities here")
+
+
+class TestNeedsWhatItDoesNotKeep(Sabotage):
+    caught_by = "test_the_handler_declares_what_it_keeps_and_what_that_needs"
+
+    class broken(MemoryHandler):
+        needs: ClassVar[dict[Feature, str]] = {Feature.WORKER: "a worker"}
+
+
+class TestGuaranteesMissing(Sabotage):
+    caught_by = "test_the_handler_declares_its_guarantees"
+
+    class broken(MemoryHandler):
+        guarantees = None  # type: ignore[assignment,misc]  # sabotage
+
+
 class TestUnbroken(Sabotage):
     """The control: all of these tests pass when nothing is broken."""
+
+    def worker_output(self) -> str:
+        return ""
 
     deadline = 30.0
     caught_by = ""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from backgrounded.testing import HandlerContract
 
 import sabotages
+from nested import run_tests
 from sabotages import Sabotage
 
-HERE = Path(__file__).parent
 BROKEN = [cls for cls in vars(sabotages).values() if isinstance(cls, type) and getattr(cls, "caught_by", "")]
 
 
@@ -24,44 +20,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     """What became of the sabotages' tests, and of the same tests where nothing is broken."""
     chosen = [f"{cls.__name__}::{cls.caught_by}" for cls in BROKEN]
     chosen += [f"TestUnbroken::{test}" for test in sorted({cls.caught_by for cls in BROKEN})]
-    return run_tests(HERE / "sabotages.py", chosen, tmp_path_factory.mktemp("bites"))
-
-
-def run_tests(path: Path, chosen: list[str], folder: Path) -> dict[tuple[str, str], str]:
-    """Run tests in other processes: (class, test) to what became of it, "failed" where one of its forms did.
-
-    They mostly wait, so that several processes side by side are as many times as fast.
-    """
-    runs = [start_tests(path, chosen[part::4], folder / f"report-{part}.xml") for part in range(4)]
-    worst: dict[tuple[str, str], str] = {}
-    for run, report in runs:
-        output, _ = run.communicate(timeout=280)
-        assert report.exists(), output
-        for case in ElementTree.parse(report).iter("testcase"):
-            key = case.attrib["classname"].rpartition(".")[2], case.attrib["name"].partition("[")[0]
-            if worst.get(key) != "failed":
-                worst[key] = outcome_of(case)
-    return worst
-
-
-def start_tests(path: Path, chosen: list[str], report: Path) -> tuple[subprocess.Popen[str], Path]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    command += [f"--rootdir={HERE.parents[1]}", f"--basetemp={report.with_suffix('')}"]
-    run = subprocess.Popen(
-        [*command, *(f"{path}::{test}" for test in chosen)],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return run, report
-
-
-def outcome_of(case: ElementTree.Element) -> str:
-    tags = {child.tag for child in case}
-    if tags & {"failure", "error"}:
-        return "error" if "error" in tags else "failed"
-    return "skipped" if "skipped" in tags else "passed"
+    return run_tests(Path(sabotages.__file__), chosen, tmp_path_factory.mktemp("bites"))
 
 
 def test_there_are_enough_sabotages_and_each_names_a_test_of_the_contract() -> None:

@@ -405,7 +405,10 @@ def _read_uuid(payload: Any) -> Any:
 
 
 def _write_path(value: Any) -> list[str]:
-    return [type(value).__name__, str(value)]
+    text = str(value)
+    if str(type(value)(text)) != text:  # PureWindowsPath("//://") is one
+        raise _CannotTravel("its text names another path")
+    return [type(value).__name__, text]
 
 
 def _read_path(payload: Any) -> Any:
@@ -813,7 +816,6 @@ class _Encoder:
 
     def _members(self, items: Mapping[str, Any], path: _Path, depth: int, template: str = "[{!r}]") -> dict[str, Any]:
         self._enter(len(items), path, depth)
-        self.size += _NODE_BYTES * len(items)
         return {
             self._key(key, path): self.encode(item, (path, template, key), depth + 1) for key, item in items.items()
         }
