@@ -25,6 +25,9 @@ PACKAGES = {  # what is installed, and which tests it must pass
     "rq-newest": (RQ, ["tests/adapters"]),
 }
 
+# A class shares its worker, so it stays in one process; each process starts a server of its own.
+SIDE_BY_SIDE = ["-n", "4", "--dist", "loadscope"]
+
 
 def group(*names: str) -> tuple[str, ...]:
     """The requirements of these dependency groups of pyproject.toml."""
@@ -42,7 +45,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run every test on the Python at hand; what follows `--` goes to pytest."""
     session.install(*RQ, *group("tests", "wheels"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 def matrix(python: str) -> None:
@@ -54,7 +57,7 @@ def matrix(python: str) -> None:
         """Run the tests of one package on this Python."""
         requirements, paths = PACKAGES[package]
         session.install("--upgrade", *requirements, *group("tests"))
-        session.run("pytest", *paths, *session.posargs)
+        session.run("pytest", *SIDE_BY_SIDE, *paths, *session.posargs)
 
 
 for python in PYTHONS:
@@ -68,7 +71,7 @@ def soak(session: nox.Session) -> None:
     times, *arguments = session.posargs or ["20"]
     for run in range(1, int(times) + 1):
         session.log(f"run {run} of {times}")
-        session.run("pytest", "-q", "-m", "worker", *arguments)
+        session.run("pytest", "-q", "-m", "worker", *SIDE_BY_SIDE, *arguments)
 
 
 @nox.session

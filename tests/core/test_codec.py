@@ -359,7 +359,8 @@ def _texts() -> st.SearchStrategy[str]:
 
 
 def _is_stable(path: PureWindowsPath) -> bool:
-    return str(PureWindowsPath(str(path))) == str(path)
+    again = PureWindowsPath(str(path))
+    return again == path and str(again) == str(path)
 
 
 def _zones() -> st.SearchStrategy[tzinfo | None]:

@@ -36,6 +36,7 @@ from backgrounded.handlers.thread import ThreadHandler
 
 from shop import diary
 from shop.models import Stranger, User
+from stable import stable_id
 
 
 class Recorder:
@@ -371,7 +372,7 @@ def handler_class(**body: Any) -> Any:
         handler_class(enqueue=None),
         handler_class(enqueue=3)(),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_nonsense_is_refused_when_it_is_configured(nonsense: Any) -> None:  # K172
     with pytest.raises(ConfigurationError, match="not a handler"):

@@ -26,6 +26,7 @@ from backgrounded import (
 from backgrounded.handlers.memory import MemoryHandler
 
 from shop.models import Order, User
+from stable import stable_id
 
 
 class Queue(Enum):
@@ -79,7 +80,7 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("option", "value", "means"), ACCEPTED, ids=str)
+@pytest.mark.parametrize(("option", "value", "means"), ACCEPTED, ids=stable_id)
 def test_the_forms_of_an_option(memory: MemoryHandler, option: str, value: Any, means: Any) -> None:
     User().backgrounded(**{option: value}).do_stuff()
     found = getattr(memory.calls[0].options, option)
@@ -111,7 +112,7 @@ REFUSED: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("option", "value"), REFUSED, ids=str)
+@pytest.mark.parametrize(("option", "value"), REFUSED, ids=stable_id)
 def test_a_value_that_makes_no_sense_is_refused_at_the_call(memory: MemoryHandler, option: str, value: Any) -> None:
     with pytest.raises(InvalidOption) as caught:
         User().backgrounded(**{option: value})
@@ -131,7 +132,7 @@ REFUSED_POLICIES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("policy", REFUSED_POLICIES, ids=str)
+@pytest.mark.parametrize("policy", REFUSED_POLICIES, ids=stable_id)
 def test_a_policy_that_makes_no_sense_is_refused_where_it_is_made(policy: dict[str, Any]) -> None:  # K141
     with pytest.raises(InvalidOption, match=r"^retry\."):
         Retry(**policy)
@@ -141,7 +142,7 @@ def test_a_policy_that_makes_no_sense_is_refused_where_it_is_made(policy: dict[s
     "words",
     [{"key": ""}, {"key": 3}, {"key": "a\ud800"}, {"key": "k", "on_conflict": "wait"}, {"key": "k", "until": "end"}]
     + [{"key": "k", "ttl": value} for value in (0, -1, True, "5", None)],
-    ids=str,
+    ids=stable_id,
 )
 def test_a_unique_that_makes_no_sense_is_refused_where_it_is_made(words: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption, match=r"^unique\."):
@@ -167,7 +168,7 @@ def test_delay_and_at_together_are_refused(memory: MemoryHandler) -> None:  # K1
         ({"expires": datetime(2020, 1, 1, tzinfo=timezone.utc)}, False),
         ({"expires": 60, "at": datetime(2020, 1, 1, tzinfo=timezone.utc)}, True),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_a_job_expires_later_than_it_is_due(memory: MemoryHandler, options: dict[str, Any], fits: bool) -> None:
     if fits:
@@ -252,7 +253,7 @@ KEPT: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [(kind, item) for kind, items in NOT_KEPT.items() for item in items], ids=str
+    ("kind", "options"), [(kind, item) for kind, items in NOT_KEPT.items() for item in items], ids=stable_id
 )
 def test_an_option_that_the_handler_does_not_keep_is_refused_and_can_be_ignored_once(
     kind: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -274,7 +275,9 @@ def test_an_option_that_the_handler_does_not_keep_is_refused_and_can_be_ignored_
     ) == 1
 
 
-@pytest.mark.parametrize(("kind", "options"), [(kind, item) for kind, items in KEPT.items() for item in items], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "options"), [(kind, item) for kind, items in KEPT.items() for item in items], ids=stable_id
+)
 def test_an_option_that_the_handler_keeps_is_accepted(kind: str, options: dict[str, Any]) -> None:
     backgrounded.configure(kind)
     User().backgrounded(**options).do_stuff()
@@ -397,7 +400,7 @@ def waits(policy: Retry, failures: int, error: BaseException | None = None) -> l
         (Retry(None, wait=1e300, backoff=1e300), [604800] * 3),
         (Retry(1, wait=10**12), [604800, None]),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_the_wait_after_each_failure_is_exact(policy: Retry, expected: list[float | None]) -> None:  # K138, K140
     assert waits(policy, len(expected)) == expected
@@ -448,7 +451,7 @@ class Busy(ConnectionError):
         (Retry(1, give_up_on=KeyError), True),
         (Retry(1, on=OSError, give_up_on=Busy), False),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_filters_are_names_compared_with_the_exceptions_ancestors(policy: Retry, tried_again: bool) -> None:
     assert (policy.next_wait(Busy(), 1) is not None) is tried_again

@@ -501,3 +501,18 @@ def wait_and_tell() -> str:
     found = current_job()
     assert found is not None
     return found.id
+
+
+def test_a_limit_that_strikes_before_the_run_begins_is_a_failure_that_the_policy_covers(
+    memory: MemoryHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def import_slowly() -> None:
+        raise TimeoutError("stopped after its timeout of 1 seconds")
+
+    monkeypatch.setattr("backgrounded._runtime.load_app", import_slowly)
+    User().backgrounded(retry=1).do_stuff()
+    (call,) = memory.calls
+    with pytest.raises(Again):
+        perform(call.tree, Delivery(attempt=1))
+    with pytest.raises(TimeoutError):
+        perform(call.tree, Delivery(attempt=2))

@@ -43,6 +43,7 @@ from shop.models import (
     User,
     WithMeta,
 )
+from stable import stable_id
 
 
 class Framework:
@@ -175,7 +176,7 @@ MATRIX = [
 MATRIX = [row for row in MATRIX if row[1:] != ("fetch", False)]
 
 
-@pytest.mark.parametrize(("owner", "method", "allowed"), MATRIX, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("owner", "method", "allowed"), MATRIX, ids=stable_id)
 def test_the_call_and_the_worker_agree_on_what_may_be_called(
     memory: MemoryHandler, owner: Any, method: str, allowed: bool
 ) -> None:
@@ -220,7 +221,7 @@ ALLOWED = [
 ]
 
 
-@pytest.mark.parametrize(("allow", "owner", "method", "allowed"), ALLOWED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("allow", "owner", "method", "allowed"), ALLOWED, ids=stable_id)
 def test_an_allowed_package_is_matched_on_the_dotted_boundary_and_means_what_is_defined_there(
     allow: list[str], owner: Any, method: str, allowed: bool
 ) -> None:
@@ -346,7 +347,7 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("owner", "method", "error", "words"), REFUSALS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("owner", "method", "error", "words"), REFUSALS, ids=stable_id)
 def test_a_refusal_at_the_call_says_what_where_and_the_way_out(
     memory: MemoryHandler, owner: Any, method: str, error: type[CallError], words: list[str]
 ) -> None:

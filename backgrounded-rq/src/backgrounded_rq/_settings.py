@@ -120,7 +120,8 @@ def serializer_name(serializer: Any) -> str:
     return f"{serializer.__module__}.{serializer.__qualname__}"
 
 
-def guarantees_of(borrowed: bool, connection: Redis) -> Guarantees:
+def guarantees_of(borrowed: bool, connection: Redis, several_queues: bool) -> Guarantees:
+    """What is promised; "at-least-once" is not, where priorities make every worker one of several queues."""
     notes = [
         "At least once for workers of one queue: a worker of several queues holds a job nowhere between taking and "
         "starting it, and loses it if it is killed in that moment.",
@@ -130,6 +131,10 @@ def guarantees_of(borrowed: bool, connection: Redis) -> Guarantees:
     ]
     if borrowed:
         notes.append("The connection is the application's: its timeouts and its retries of writes apply.")
+        if settings_of(connection).get("socket_timeout") is None:
+            notes.append("It has no socket_timeout: a call can hang for as long as Redis does not answer.")
     else:
         notes.append(f"A hand-over succeeds or fails within {settings_of(connection)['socket_timeout']:g} s.")
-    return Guarantees("at-least-once", durable_publish=False, recovery_s=90.0, notes=tuple(notes))
+    if several_queues:
+        return Guarantees("none", notes=tuple(notes))
+    return Guarantees("at-least-once", recovery_s=90.0, notes=tuple(notes))

@@ -48,7 +48,7 @@ def perform(wire: Any, handler: str = "default", failure_ttl: int = FAILURE_TTL)
     release(job.connection, job.id, wire, "start")
     delivery = _delivery(job, handler)
     try:
-        result = backgrounded.perform(wire, delivery, fallback=lambda: _handler_of(job), limit=_limit(job))
+        result = backgrounded.perform(wire, delivery, fallback=lambda: _handler_of(job), limit=lambda: _limit(job))
         release(job.connection, job.id, wire, "done")
     except Again as again:
         return _again(job, delivery.attempt, again.seconds)

@@ -60,7 +60,7 @@ class Configuration:
         if option == "retry":
             policy = cast(Retry, options.retry)
             return policy.max == 0 or (feature in features and (not policy.waits or Feature.RETRY_WAIT in features))
-        return feature in features or (option == "priority" and options.priority == DEFAULT_PRIORITY)
+        return feature in features or _says_nothing(option, options)
 
     def _refuse_unless_ignored(self, option: str) -> None:
         if option not in self.ignore:
@@ -68,6 +68,11 @@ class Configuration:
             reason = "it retries at once, without waits" if partly else ""
             raise UnsupportedOption(option, self.kind, kept_options(self.handler.features), reason)
         _log_once(f"Handler {self.kind!r} ignores the option {option!r}, as it was told to.")
+
+
+def _says_nothing(option: str, options: Options) -> bool:
+    """Whether an option asks for no more than its absence does."""
+    return (option == "priority" and options.priority == DEFAULT_PRIORITY) or (option == "delay" and not options.delay)
 
 
 @dataclass(frozen=True)

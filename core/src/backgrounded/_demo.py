@@ -16,7 +16,7 @@ from typing import Any, Final
 from ._configuration import load_handler, using
 from .errors import ConfigurationError
 
-APPLICATION: Final = '''\
+APPLICATION: Final = """\
 import os
 
 from backgrounded import Backgrounded
@@ -31,7 +31,7 @@ class User(Backgrounded):
 
     def do_stuff(self, n):
         return f"{self.name} did {n} things in pid {os.getpid()}"
-'''
+"""
 QUEUE: Final = "custom"
 PATIENCE: Final = 30.0
 """Seconds to wait for the result."""
@@ -70,17 +70,17 @@ def demo(handler: str) -> int:
     return 0
 
 
-_NEXT: Final = '''\
+_NEXT: Final = """\
 pip install "backgrounded[{handler}]"
 backgrounded.configure("{handler}", url=...)   # or BACKGROUNDED_URL
 class YourModel(Backgrounded): ...     # or background(obj).method(), or later(function)(...)
-BACKGROUNDED_APP=your.module rq worker custom'''
+BACKGROUNDED_APP=your.module rq worker custom"""
 
 
 @contextmanager
 def _running(command: list[str], folder: str) -> Iterator[Path]:
     """The worker, with this interpreter's scripts on the path, and its log; which is shown if it fails."""
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     log = Path(folder, "worker.log")
     with log.open("w") as output:
         env = {**os.environ, "PATH": path}

@@ -389,32 +389,37 @@ def perform(
     *,
     moment: float | None = None,
     fallback: Callable[[], Handler] | None = None,
-    limit: AbstractContextManager[object] | None = None,
+    limit: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Any:
     """Run the job in a wire, bytes or tree, and return its result as a JSON-safe tree. The one door of a worker.
 
     Raises `Again(seconds)`, `Keep(reason)` or `Skip(state)` of `backgrounded.handler`; anything else means *fail* and
     is the method's own exception. Without a delivery nothing is retried. `moment` is the time by the handler's clock;
     `fallback` makes a handler for nested calls where this process has none configured under the job's alias. `limit`
-    stands around the run of the target and makes a TimeoutError of the engine's own word for "too long", so that the
-    retry policy means the same on every engine.
+    makes what stands around a stretch of the run: it turns the engine's own word for "too long" into a TimeoutError, so
+    that the retry policy means the same on every engine.
     """
     try:
-        load_app()
-        state = runtime()
-        hooks = state.hooks
-        envelope = state.codec.read(wire)
-        job = _describe(state, envelope, delivery or Delivery())
+        with limit():
+            load_app()
+            state = runtime()
+            hooks = state.hooks
+            envelope = state.codec.read(wire)
+            job = _describe(state, envelope, delivery or Delivery())
     except (PerformError, ConfigurationError) as error:
         logger.error("kept a job: %s", error, extra={"job_state": "kept", "job_code": error.code})
         raise Keep(str(error), error.code) from error
+    except TimeoutError as error:  # before the run had begun: importing the application took too long
+        with contextlib.suppress(PerformError):
+            _raise_again(runtime().codec.read(wire), delivery, error)
+        raise
     tokens = _running.set(_Running(job, fallback)), _batch.set(None)
     started = time.perf_counter()
     outcome: State = State.SUCCEEDED
     cause: BaseException | None = None
     try:
         _check_runnable(envelope, delivery, now() if moment is None else moment)
-        return _run(state, job, envelope, delivery, limit or contextlib.nullcontext())
+        return _run(state, job, envelope, delivery, limit)
     except Skip as skip:
         outcome = skip.state
         raise
@@ -450,7 +455,7 @@ def _name_of(envelope: Envelope) -> str:
     ((kind, named),) = envelope.target.items()
     if kind not in _TELLING:
         return envelope.name or f"{kind}.{envelope.method}"
-    owner = named[0] if isinstance(named, list) and named else named
+    owner: Any = named[0] if isinstance(named, list) and named else named
     is_name = isinstance(owner, str) and all(part.isidentifier() for part in owner.replace(":", ".").split("."))
     return f"{owner.replace(':', '.') if is_name else kind}.{envelope.method}"[:_LONGEST_NAME]
 
@@ -471,14 +476,14 @@ def _run(
     job: CurrentJob,
     envelope: Envelope,
     delivery: Delivery | None,
-    limit: AbstractContextManager[object],
+    limit: Callable[[], AbstractContextManager[object]],
 ) -> Any:
     """Run it and turn what went wrong into a verdict. This is the only place where one is made."""
     begun = False
 
     def run(job: CurrentJob) -> Any:
         nonlocal begun
-        with limit:
+        with limit():
             method = _find(state, envelope)
             begun = True  # from here on, a PerformError is one that the method itself has met
             return await_if_needed(method())
@@ -491,24 +496,24 @@ def _run(
     except Exception as error:
         found = begun or not isinstance(error, PerformError)
         if found or isinstance(error, TargetUnavailable):
-            wait = _wait(envelope, delivery, error, filtered=found)
-            if wait is not None:
-                raise Again(wait) from error
+            _raise_again(envelope, delivery, error, filtered=found)
         if found:
             raise
         raise Keep(str(error), cast(PerformError, error).code) from error
     return _encode_result(state, job, value)
 
 
-def _wait(envelope: Envelope, delivery: Delivery | None, error: Exception, *, filtered: bool = True) -> float | None:
-    """Seconds until the next run, or None: there is none."""
+def _raise_again(envelope: Envelope, delivery: Delivery | None, error: Exception, *, filtered: bool = True) -> None:
+    """Raise Again, if the policy in the wire gives the job another run after this error."""
     tree = envelope.options.get("retry")
     if tree is None or delivery is None:
-        return None
+        return
     policy = Retry(**tree)
     if not filtered:
         policy = replace(policy, on=(), give_up_on=())
-    return policy.next_wait(error, delivery.attempt)
+    wait = policy.next_wait(error, delivery.attempt)
+    if wait is not None:
+        raise Again(wait) from error
 
 
 def _encode_result(state: Runtime, job: CurrentJob, value: Any) -> Any:

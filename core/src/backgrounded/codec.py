@@ -406,7 +406,8 @@ def _read_uuid(payload: Any) -> Any:
 
 def _write_path(value: Any) -> list[str]:
     text = str(value)
-    if str(type(value)(text)) != text:  # PureWindowsPath("//://") is one
+    again = type(value)(text)
+    if again != value or str(again) != text:  # some Windows paths: PureWindowsPath("//://")
         raise _CannotTravel("its text names another path")
     return [type(value).__name__, text]
 

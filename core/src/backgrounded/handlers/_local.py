@@ -314,7 +314,7 @@ class LocalQueue:
                 delivery,
                 moment=self.clock.now(),
                 fallback=lambda: cast(Handler, self),
-                limit=time_limit(call.options.timeout),
+                limit=lambda: time_limit(call.options.timeout),
             )
         except Again as again:
             self._wait(call, self.clock.now() + again.seconds, waiting.attempt + 1, waiting.context)

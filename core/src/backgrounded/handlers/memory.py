@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any, ClassVar, Final
 
 from ..calls import Call
-from ..errors import BadArguments
 from ..handler import Feature, Guarantees
 from ._local import DEFAULT_QUEUE, LocalQueue, Waiting
 
@@ -20,6 +19,7 @@ from ._local import DEFAULT_QUEUE, LocalQueue, Waiting
 class MemoryHandler(LocalQueue):
     """Records calls, runs them on demand, and keeps every option against a clock that tests move.
 
+    Words in `native` are taken unseen, since the application under test may say them to another engine.
     `calls` are the `Call`s that wait, oldest first; `kept` the jobs that were set aside.
     """
 
@@ -72,7 +72,3 @@ class MemoryHandler(LocalQueue):
             self._set_aside.clear()
             self.kept.clear()
             self._ledger.clear()
-
-    def check(self, call: Call) -> None:
-        if call.options.native:
-            raise BadArguments(f"native: memory has no words of its own, but got {', '.join(call.options.native)}.")

@@ -436,7 +436,7 @@ class Times(Frame):
         send(delay=timedelta(seconds=0.5)).note("timedelta")
         send().note("now")
         if Feature.STATE in self._handler.features:
-            assert scheduled.state is State.SCHEDULED
+            assert scheduled.state is State.SCHEDULED or time.time() >= due["seconds"]
         ran = {event.given: event.at for event in oracle.wait("note", 4)}
         assert len(ran) == 4
         for name, moment in due.items():
@@ -500,11 +500,12 @@ class Times(Frame):
     def test_an_expired_job_does_not_run(self, send: Send, oracle: Oracle, tmp_path: Path) -> None:
         """expires"""
         with self.holding(send, oracle, tmp_path):
-            soon = time.time() + 0.6
+            soon = datetime.now(timezone(timedelta(hours=5))) + timedelta(seconds=0.6)
+            dated = send(expires=soon).note("dated")
             expired = send(expires=0.5).note("expired")
-            dated = send(expires=datetime.fromtimestamp(soon, timezone(timedelta(hours=5)))).note("dated")
+            last = time.time() + 0.5
             send(expires=FAR).note("in time")
-            self.until(lambda: time.time() > soon)
+            self.until(lambda: time.time() > max(last, soon.timestamp()))
         oracle.wait("note")
         self.settle(send, oracle)
         assert oracle.given("note") == [given("in time")]
@@ -846,9 +847,8 @@ class Uniqueness(Frame):
         job = send(unique=key, retry=Retry(1, wait=0.5)).fail(1)
         oracle.wait("fail")
         self.settle(send, oracle)
-        if not oracle.events("recovered"):
-            with pytest.raises(Duplicate):
-                send(unique=key).note()
+        accepted = self._is_accepted(lambda: send(unique=key).note())
+        assert not accepted or oracle.events("recovered"), "the key was free although the job was not done"
         oracle.wait("recovered")
         self.ends(job, State.SUCCEEDED)
 
