@@ -23,8 +23,9 @@ import attrs
 import msgspec
 import pydantic
 import pytest
+from backgrounded._decoder import READERS, TARGETS
 from backgrounded.calls import Retry, encode_json
-from backgrounded.codec import _READERS, _TARGETS, ARGS_METHOD, Codec, Converter, Envelope, Limits
+from backgrounded.codec import ARGS_METHOD, Codec, Converter, Envelope, Limits
 from backgrounded.errors import (
     ConfigurationError,
     DecodeError,
@@ -1351,8 +1352,8 @@ def test_a_golden_target_is_found_for_ever(name: str) -> None:  # K64
 def test_every_golden_wire_is_read_and_every_tag_has_one() -> None:
     files = {path.stem for path in WIRES.glob("*.json")}
     assert files == GOLDEN.keys() | GOLDEN_TARGETS.keys() | {"minimal"}
-    assert {tag[1:] for tag in _READERS} <= files
-    assert {f"target-{kind}" for kind in _TARGETS} <= files
+    assert {tag[1:] for tag in READERS} <= files
+    assert {f"target-{kind}" for kind in TARGETS} <= files
 
 
 def test_the_shortest_wire_of_the_first_release_is_read_for_ever() -> None:  # K64

@@ -14,6 +14,7 @@ from typing import Any
 import backgrounded
 import pytest
 from backgrounded import (
+    BadArguments,
     ConfigurationError,
     DecodeError,
     EncodeError,
@@ -516,3 +517,15 @@ def test_a_limit_that_strikes_before_the_run_begins_is_a_failure_that_the_policy
         perform(call.tree, Delivery(attempt=1))
     with pytest.raises(TimeoutError):
         perform(call.tree, Delivery(attempt=2))
+
+
+def test_a_keyword_with_the_word_for_the_object_itself_collides_at_the_call_and_in_the_worker(
+    memory: MemoryHandler,
+) -> None:
+    with pytest.raises(BadArguments, match="self"):
+        User().backgrounded.take(self=1)
+    User().backgrounded.take(n=1)
+    (call,) = memory.calls
+    with pytest.raises(Keep) as kept:
+        perform({**call.tree, "kwargs": {"self": 1}}, Delivery())
+    assert isinstance(kept.value.__cause__, SignatureChanged)

@@ -62,19 +62,23 @@ class Declared:
 class Method:
     """A method that may be called: all about it that does not change from call to call.
 
-    `kind` says what it is called on; `name` is the readable whole, "shop.models.User.do_stuff"; `declared` are the
-    options of its class and of the method itself.
+    `kind` says what it is called on; `name` is the readable whole, "shop.models.User.do_stuff"; `signature` is that of
+    the caller, and `owner_word` what the method calls its object ("self"), where a keyword of that name would collide;
+    `declared` are the options of its class and of the method itself.
     """
 
     name: str
     kind: Kind
     function: Callable[..., Any]
     signature: inspect.Signature
+    owner_word: str | None = None
     declared: Options = NO_OPTIONS
 
     def check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise BadArguments unless they fit the signature."""
         try:
+            if self.owner_word in kwargs:
+                raise TypeError(f"got multiple values for argument {self.owner_word!r}")
             self.signature.bind(*args, **kwargs)
         except TypeError as error:
             raise BadArguments(f"{self.name}{self.signature}: {error}") from None
@@ -226,7 +230,8 @@ class Names:
             options = options.over(class_options(owner))
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise CallError(f"{full} is a generator: in the background nobody would iterate over it.")
-        return Method(full, kind, function, _signature(kind, function), options)
+        signature, owner_word = _signature(kind, function)
+        return Method(full, kind, function, signature, owner_word, options)
 
     def _admit_method(
         self, owner: Any, holder: type, full: str, name: str, function: FunctionType, opted_in: bool
@@ -309,11 +314,14 @@ def _unwrap(holder: type | ModuleType, raw: Any) -> tuple[Kind, Any]:
     return "instance", raw
 
 
-def _signature(kind: Kind, function: FunctionType) -> inspect.Signature:
+def _signature(kind: Kind, function: FunctionType) -> tuple[inspect.Signature, str | None]:
+    """The signature without the object or class that the method is called on, and the word for that, if it has one."""
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())
-    takes_owner = kind in ("instance", "class") and parameters and parameters[0].kind in _POSITIONAL
-    return signature.replace(parameters=parameters[1:]) if takes_owner else signature
+    if kind not in ("instance", "class") or not parameters or parameters[0].kind not in _POSITIONAL:
+        return signature, None
+    word = parameters[0].name if parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else None
+    return signature.replace(parameters=parameters[1:]), word
 
 
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
