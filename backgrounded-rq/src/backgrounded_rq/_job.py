@@ -12,8 +12,10 @@ import json
 import pickle
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
+from backgrounded import ConfigurationError, load_plugins
 from backgrounded.errors import DecodeError
 from redis.exceptions import ResponseError
 from rq.exceptions import NoSuchJobError
@@ -90,7 +92,14 @@ class Job(RQJob):
 
     @classmethod
     def fetch(cls, id: str, connection: Any = None, serializer: Any = None) -> Job:
-        """Raises NoSuchJobError also for what cannot be a job's id, or is no hash: RQ's workers go on at that error."""
+        """Raises NoSuchJobError also for what cannot be a job's id, or is no hash: RQ's workers go on at that error.
+
+        A worker fetches a job before it forks for it: what is loaded here is loaded once, and not for each job.
+        """
+        from . import run  # noqa: F401  # here, not above: `run` imports this module
+
+        with suppress(ConfigurationError):  # the jobs will be kept, and say so
+            load_plugins()
         try:
             return super().fetch(id, connection=connection, serializer=serializer)  # type: ignore[return-value] # is cls
         except (ValueError, TypeError, ResponseError) as error:

@@ -412,6 +412,14 @@ def add_locator(locator: Locator) -> None:
     runtime().names.locators[locator.name] = locator
 
 
+def load_plugins() -> None:
+    """Load now what the first call, or the first job, would load: the installed plugins.
+
+    For workers that fork for each job: what is loaded before the fork need not be loaded again after it.
+    """
+    runtime().hooks  # noqa: B018  # they are loaded when they are first asked for
+
+
 def register_plugin(plugin: Any) -> None:
     """Add an object with `@hookimpl` functions. Registering the same object again changes nothing."""
     if plugin not in runtime().plugins:
