@@ -20,6 +20,7 @@ class TestPlainWorker(RQContract):
     """An unmodified `rq worker`: RQ's pickle serializer, RQ's own job class, a fork for each job."""
 
     serializer = "pickle"
+    deadline = 90.0  # each job is a fork that imports everything: on a busy machine this is a matter of seconds
 
     def command(self, handler: RQHandler, queues: Sequence[str]) -> list[str]:
         return plain_command(handler, queues)
@@ -29,6 +30,7 @@ class TestOurWorkerCommand(RQContract):
     """What `worker_command()` says: JSON, and a job class that runs our function only."""
 
     serializer = "json"
+    deadline = 90.0
 
     def command(self, handler: RQHandler, queues: Sequence[str]) -> list[str]:
         return handler.worker_command(queues)

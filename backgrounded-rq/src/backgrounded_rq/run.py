@@ -8,6 +8,8 @@ name and then the method's, "backgrounded_rq.run.shop.models.User.do_stuff": RQ 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -19,7 +21,7 @@ from backgrounded.handler import Again, Delivery, Keep, Skip, failure_record
 from rq import Queue, get_current_job
 from rq.job import Job as RQJob
 from rq.job import Retry
-from rq.timeouts import JobTimeoutException
+from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
 from ._ends import END, write_end
 from ._handler import DEATHS, FAILURE_TTL, RQHandler
@@ -82,11 +84,29 @@ def _delivery(job: RQJob, handler: str) -> Delivery:
 
 @contextmanager
 def _limit(job: RQJob) -> Iterator[None]:
-    """RQ's own exception for a run that took too long, as the one that it is on every engine."""
+    """A stretch of the run under the job's time limit, which is a TimeoutError on every engine.
+
+    RQ's alarm rings once, and counts from the fork: what is imported before the method runs would use it up, and where
+    it rings inside of an import it may be lost. So it is wound up anew for each stretch.
+    """
+    rings = _has_alarm(job)
     try:
+        if rings:
+            signal.alarm(int(job.timeout or 0))
         yield
     except JobTimeoutException as error:
         raise TimeoutError(f"stopped after its timeout of {job.timeout} seconds") from error
+    finally:
+        if rings:
+            signal.alarm(0)
+
+
+def _has_alarm(job: RQJob) -> bool:
+    """Whether RQ limits this job by SIGALRM, as all of its own workers do where there are signals."""
+    if not job.timeout or job.timeout < 0 or threading.current_thread() is not threading.main_thread():
+        return False
+    handler = signal.getsignal(signal.SIGALRM)
+    return isinstance(getattr(handler, "__self__", None), UnixSignalDeathPenalty)
 
 
 def _handler_of(job: RQJob) -> RQHandler:

@@ -519,23 +519,23 @@ class Times(Frame):
     def test_a_job_is_stopped_at_its_timeout_and_says_which(self, send: Send, oracle: Oracle) -> None:
         """K131"""
         send(timeout=60).note("in time")
-        job = self.fails(lambda: send(timeout=1).spend(6))
+        job = self.fails(lambda: send(timeout=2).spend(20))
         (event,) = oracle.wait("spending")
         self.ends(job, State.FAILED)
         if Feature.STATE in self._handler.features:
-            assert time.time() <= event.at + 1 + self.lateness
+            assert time.time() <= event.at + 2 + self.lateness
         self.settle(send, oracle)
         assert [event.what for event in oracle.events()] == ["note", "spending", "settled"]
         if job is not None and Feature.RESULTS in self._handler.features:
             failure = job.exception(self.deadline)
             assert failure is not None
-            assert "1 s" in failure.message or "1.0 s" in failure.message, failure.message
+            assert "2 s" in failure.message or "2.0 s" in failure.message, failure.message
 
     @needs(Feature.TIMEOUT, Feature.RETRY, timeout=5)
     def test_a_job_over_its_timeout_is_retried_as_its_policy_says(self, send: Send, oracle: Oracle) -> None:
         """K131, K134: the filter means the same on every engine, whatever the engine's own exception is."""
-        self.fails(lambda: send(timeout=1, retry=Retry(3, give_up_on=[TimeoutError])).spend(6))
-        job = self.fails(lambda: send(timeout=1, retry=Retry(1, on=[TimeoutError])).spend(6))
+        self.fails(lambda: send(timeout=2, retry=Retry(3, give_up_on=[TimeoutError])).spend(20))
+        job = self.fails(lambda: send(timeout=2, retry=Retry(1, on=[TimeoutError])).spend(20))
         oracle.wait("spending", 3)
         self.ends(job, State.FAILED)
         self.settle(send, oracle)
