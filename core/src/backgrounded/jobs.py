@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from . import _runtime
-from ._configuration import DEFAULT, Configuration, configuration_of, runtime
+from ._configuration import DEFAULT, Configuration, configuration_of, load_plugins, runtime
 from ._runtime import Ticket
 from .errors import BackgroundedError, CallError, JobFailed, NoResult, ResultError, ResultTimeout
 from .handler import Feature, State
@@ -59,9 +59,8 @@ class Job(Generic[R]):
         Raises JobFailed when the method raised, ResultTimeout when it has not ended, NoResult when there will be none.
         """
         tree = self._ask(timeout)
-        state = runtime()
-        _ = state.hooks  # plugins may bring the converter that the result needs
-        return cast(R, state.codec.decode(tree, "result"))
+        load_plugins()  # one may bring the converter that the result needs
+        return cast(R, runtime().codec.decode(tree, "result"))
 
     def exception(self, timeout: float | None = 0) -> JobFailed | None:
         """How the method failed, or None if it did not (yet). Waits at most `timeout` seconds, by default not."""
@@ -84,7 +83,8 @@ class Job(Generic[R]):
     def cancel(self) -> bool:
         """Take the job back if it has not started. True: it will not run. Raises CallError where that is not kept."""
         if self._ticket is not None and self._here is not None:
-            self._ticket.state = State.CANCELLED if self._here is State.DEFERRED else self._here
+            if self._here is State.DEFERRED:
+                self._ticket.state = State.CANCELLED
             return True
         if Feature.CANCEL not in self._configuration.handler.features:
             raise CallError(f"Handler {self._configuration.kind!r} cannot cancel jobs.")
