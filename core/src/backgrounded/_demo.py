@@ -74,7 +74,7 @@ _NEXT: Final = """\
 pip install "backgrounded[{handler}]"
 backgrounded.configure("{handler}", url=...)   # or BACKGROUNDED_URL
 class YourModel(Backgrounded): ...     # or background(obj).method(), or later(function)(...)
-BACKGROUNDED_APP=your.module rq worker custom"""
+backgrounded worker --app your.module custom"""
 
 
 @contextmanager

@@ -1,0 +1,261 @@
+"""Which file is it, may it be used, and how is it opened?
+
+One connection for each thread of each process: none is carried across a fork, and none goes on with a file that has
+been removed or replaced under its name.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from backgrounded import ConfigurationError
+
+T = TypeVar("T")
+
+APPLICATION: Final = 0x62676A71
+"""Marks the file as one of ours: "bgjq", in SQLite's header."""
+SCHEMA: Final = 1
+"""The version of the tables below. A worker refuses a file that is newer than it knows."""
+_TABLES: Final = """
+CREATE TABLE jobs (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL,
+    queue TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    due REAL NOT NULL,
+    name TEXT NOT NULL,
+    alias TEXT NOT NULL,
+    timeout REAL,
+    result_ttl REAL,
+    unique_key TEXT,
+    unique_until TEXT,
+    attempt INTEGER NOT NULL DEFAULT 1,
+    deaths INTEGER NOT NULL DEFAULT 0,
+    run INTEGER NOT NULL DEFAULT 0,
+    owner INTEGER,
+    forget_at REAL,
+    wire BLOB NOT NULL,
+    outcome BLOB
+);
+CREATE INDEX jobs_ready ON jobs (queue, priority DESC, due, seq) WHERE state = 'queued';
+CREATE INDEX jobs_later ON jobs (due) WHERE state = 'scheduled';
+CREATE INDEX jobs_running ON jobs (owner) WHERE state = 'running';
+CREATE INDEX jobs_kept ON jobs (seq) WHERE state = 'kept';
+CREATE INDEX jobs_old ON jobs (forget_at) WHERE forget_at IS NOT NULL;
+CREATE TABLE keys (key TEXT PRIMARY KEY, job TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE workers (id INTEGER PRIMARY KEY, pid INTEGER NOT NULL, queues TEXT NOT NULL)
+"""
+_SMALLEST_JOURNAL: Final = 16 * 1024 * 1024
+_PRIVATE: Final = 0o600
+_opening = threading.Lock()
+_left_behind: list[sqlite3.Connection] = []
+"""Connections of a parent process. To close one here would let go of locks, and write; so nobody does."""
+
+
+def path_of(url: str) -> Path:
+    """The absolute path that a URL names: "sqlite:///jobs.db" in this directory, "sqlite:////var/jobs.db" anywhere."""
+    scheme, separator, rest = url.partition("://")
+    if scheme != "sqlite" or not separator or not rest.startswith("/") or "?" in rest or "#" in rest:
+        raise ConfigurationError(f"sqlite: url: {url!r} is not like sqlite:///jobs.db or sqlite:////var/lib/jobs.db.")
+    name = rest[1:]
+    if not name or name.endswith("/") or "\0" in name:
+        raise ConfigurationError("sqlite: url: the name of a file is missing, as in sqlite:///jobs.db.")
+    if name == ":memory:":
+        raise ConfigurationError('sqlite: a queue in memory has no workers. For tests say configure("memory").')
+    return Path.cwd() / name
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether another process holds the file, and trying again will help."""
+    return isinstance(error, sqlite3.OperationalError) and str(error) in ("database is locked", "locking protocol")
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that is closed when nobody has it any more, as that of a thread that has ended."""
+
+    process: int
+
+    def __del__(self) -> None:
+        if getattr(self, "process", None) == os.getpid():
+            self.close()
+
+
+class File:
+    """The queue's file: its connections and its transactions.
+
+    `patience` is for how many seconds an operation waits for others; `durable` whether a commit is on the disk before
+    it returns (it survives the death of any process in either case, this is about power).
+    """
+
+    def __init__(self, path: Path, *, patience: float, durable: bool) -> None:
+        self.path = path
+        self.patience = patience
+        self.durable = durable
+        self._local = threading.local()
+
+    # -- what others use
+
+    def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """The answer to a question of one statement. Raises sqlite3.Error, OSError, ConfigurationError."""
+        return self._patiently(lambda: question(self.connection()))
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of the block or nothing. Raises sqlite3.Error, OSError, ConfigurationError.
+
+        SQLite's own way of waiting sleeps longer with each try, and so the unlucky starve where many write: we ask
+        again every millisecond.
+        """
+        connection = self._patiently(self._begin)
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                with suppress(sqlite3.Error):  # the first error tells more; a lost connection rolls back by itself
+                    connection.execute("ROLLBACK")
+            raise
+
+    def connection(self) -> sqlite3.Connection:
+        """The connection of this thread; a new one after a fork, and where the file is not the same any more."""
+        local = self._local
+        found: _Connection | None = getattr(local, "connection", None)
+        if found is not None and found.process == os.getpid():
+            if found.in_transaction or local.identity == identity(self.path):
+                return found
+            self.close()
+        elif found is not None:
+            _left_behind.append(found)
+        opened = local.connection = self._patiently(self._open)
+        local.identity = identity(self.path)
+        return opened
+
+    def close(self) -> None:
+        """Close the connection of this thread."""
+        found: _Connection | None = getattr(self._local, "connection", None)
+        if found is not None:
+            del self._local.connection
+            found.close()
+
+    # -- opening
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        end = time.monotonic() + self.patience
+        while True:
+            try:
+                return step()
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or time.monotonic() > end:
+                    raise
+                time.sleep(random.uniform(0.0002, 0.001))
+
+    def _begin(self) -> sqlite3.Connection:
+        connection = self.connection()
+        connection.execute("BEGIN IMMEDIATE")
+        return connection
+
+    def _open(self) -> _Connection:
+        # One at a time: whoever creates the file closes a descriptor of it, and that lets go of all locks that this
+        # process holds on it (POSIX). For the same reason an existing file is looked at, never opened, but by SQLite.
+        with _opening:
+            path = _checked(self.path)
+            connection = _Connection(str(path), timeout=0, isolation_level=None, check_same_thread=False)
+            connection.process = os.getpid()
+            try:
+                self._prepare(connection)
+            except sqlite3.DatabaseError as error:
+                connection.close()
+                if "not a database" in str(error) or "malformed" in str(error):
+                    raise ConfigurationError(f"sqlite: {self.path} is no SQLite file ({error}).") from error
+                raise
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA trusted_schema = OFF")  # what a stranger wrote into the schema runs nothing
+        self._check_ours(connection)
+        if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise ConfigurationError(
+                f"sqlite: {self.path} is where SQLite cannot share memory, such as a network disk."
+            )
+        connection.execute(f"PRAGMA synchronous = {'FULL' if self.durable else 'NORMAL'}")
+        connection.execute(f"PRAGMA journal_size_limit = {_SMALLEST_JOURNAL}")
+        if _version(connection) == 0:
+            self._create(connection)
+
+    def _check_ours(self, connection: sqlite3.Connection) -> None:
+        version, mark = _version(connection), connection.execute("PRAGMA application_id").fetchone()[0]
+        if mark == 0 and version == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            return
+        if mark != APPLICATION:
+            raise ConfigurationError(f"sqlite: {self.path} holds something else: give the queue a file of its own.")
+        if version > SCHEMA:
+            raise ConfigurationError(
+                f"sqlite: {self.path} is of version {version}, and this release knows {SCHEMA}: upgrade it here too."
+            )
+
+    @staticmethod
+    def _create(connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if _version(connection) == 0:
+                for statement in _TABLES.split(";\n"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which file stands under this name; None: there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 # at every call, and a third of the time of Path.stat
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _checked(path: Path) -> Path:
+    """The file itself, there, and safe to use. Raises ConfigurationError where others could have put it there."""
+    _refuse_foreign(path, path.lstat() if path.is_symlink() else None)
+    real = path.resolve()
+    try:
+        os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), _PRIVATE))
+    except FileExistsError:
+        found = real.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigurationError(f"sqlite: {path} is no file.") from None
+        if found.st_mode & stat.S_IWOTH:
+            raise ConfigurationError(
+                f"sqlite: everybody may write to {path}: chmod o-w, or they call your code."
+            ) from None
+        _refuse_foreign(path, found)
+    return real
+
+
+def _refuse_foreign(path: Path, found: Any) -> None:
+    """Refuse what another user has put where everybody may put things, such as /tmp."""
+    if found is None or not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0):
+        return
+    if path.parent.stat().st_mode & stat.S_IWOTH:
+        raise ConfigurationError(f"sqlite: {path} belongs to another user, in a directory that is everybody's.")

@@ -1,0 +1,349 @@
+"""What is written down about jobs, and in which transactions?
+
+One row is one job, from the call to the end of what is remembered of it:
+
+    scheduled -> queued -> running -> succeeded | failed | kept | expired | ...
+        ^-----------^----------'        cancelled before it ran
+
+A job is claimed in the transaction that hands it out: from then on it belongs to a worker, by number. Its end is
+written in the transaction that claims the next one, and only if it still belongs to that worker.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from backgrounded import Call, ConfigurationError, Duplicate
+from backgrounded.handler import Kept, State
+
+from ._file import File
+
+if TYPE_CHECKING:
+    from ._alive import Locks  # only workers need it, and Windows does not have it
+
+RESULT_TTL: Final = 86_400.0
+"""Seconds for which the end of a job is remembered, if the call does not say."""
+FAILURE_TTL: Final = 30 * 86_400.0
+"""The same for a job whose method failed: somebody may want to know on Monday."""
+PROMOTED: Final = 500
+FORGOTTEN: Final = 500
+"""Rows that one transaction moves at most, so that nobody waits long for it."""
+DEFAULT_PRIORITY: Final = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that was claimed. `run` is the number of the claim: a later one makes an older one void."""
+
+    seq: int
+    run: int
+    id: str
+    name: str
+    queue: str
+    alias: str
+    attempt: int
+    deaths: int
+    timeout: float | None
+    result_ttl: float | None
+    wire: Any = field(repr=False)
+
+
+@dataclass(frozen=True)
+class End:
+    """What became of a run. `outcome` is what is remembered: the result, the failure, or the reason."""
+
+    job: Job
+    state: State
+    outcome: Any = field(default=None, repr=False)
+    due: float | None = None
+    attempt: int | None = None
+
+
+class Store:
+    """The jobs in one file. Every method raises sqlite3.Error or OSError where the file cannot be used."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+
+    # -- the caller's side
+
+    def put(self, calls: Sequence[Call], default_queue: str) -> None:
+        """Write these calls down, all or none. One whose id is there already stays as it is. Raises Duplicate."""
+        rows = [_row_of(call, default_queue) for call in calls]
+        with self.file.transaction() as connection:
+            for call in calls:
+                _take_key(connection, call)
+            connection.executemany(_INSERT, rows)
+
+    def cancel(self, id: str) -> bool:
+        """Whether the job was waiting, and now never runs."""
+        with self.file.transaction() as connection:
+            done = connection.execute(
+                "UPDATE jobs SET state = 'cancelled', forget_at = ? + coalesce(result_ttl, ?) "
+                "WHERE id = ? AND state IN ('queued', 'scheduled')",
+                (time.time(), RESULT_TTL, id),
+            ).rowcount
+            if done:
+                _free_key(connection, "id = ?", id)
+        return bool(done)
+
+    def look(self, id: str) -> tuple[State, bytes | None]:
+        """The state of a job, and what is remembered of its end, as JSON (None: nothing)."""
+        row = self.file.read(
+            lambda connection: connection.execute(
+                "SELECT state, due, forget_at, outcome FROM jobs WHERE id = ?", (id,)
+            ).fetchone()
+        )
+        if row is None or (row[2] is not None and row[2] <= time.time()):
+            return State.UNKNOWN, None
+        state = State(row[0])
+        if state is State.SCHEDULED and row[1] <= time.time():
+            state = State.QUEUED  # due, and no worker has looked yet
+        return state, row[3]
+
+    def version(self) -> int:
+        """A number that changes when another connection has written something."""
+        number: int = self.file.read(lambda connection: connection.execute("PRAGMA data_version").fetchone()[0])
+        return number
+
+    def kept(self) -> Iterator[Kept]:
+        """What was set aside, oldest first."""
+        last = 0
+        while page := self._kept_after(last):
+            for seq, id, name, wire, outcome in page:
+                reason: Mapping[str, Any] = json.loads(outcome)
+                yield Kept(id, reason["reason"], wire, name, reason["code"])
+                last = seq
+
+    def _kept_after(self, seq: int) -> list[Any]:
+        return self.file.read(
+            lambda connection: connection.execute(
+                "SELECT seq, id, name, wire, outcome FROM jobs WHERE state = 'kept' AND seq > ? ORDER BY seq LIMIT 100",
+                (seq,),
+            ).fetchall()
+        )
+
+    def replay(self, id: str) -> None:
+        """Put a kept job back, as if it were called now."""
+        self._change_kept(
+            "UPDATE jobs SET state = 'queued', due = ?, attempt = 1, deaths = 0, outcome = NULL "
+            "WHERE id = ? AND state = 'kept'",
+            (time.time(), id),
+        )
+
+    def forget(self, id: str) -> None:
+        """Drop a kept job."""
+        self._change_kept("DELETE FROM jobs WHERE id = ? AND state = 'kept'", (id,))
+
+    def _change_kept(self, statement: str, values: tuple[Any, ...]) -> None:
+        with self.file.transaction() as connection:
+            if connection.execute(statement, values).rowcount != 1:
+                raise ConfigurationError(f"No job {values[-1]!r} is kept here.")
+
+    def waiting(self) -> dict[str, int]:
+        """How many jobs are ready to run, by queue."""
+        return dict(
+            self.file.read(
+                lambda connection: connection.execute(
+                    "SELECT queue, count(*) FROM jobs WHERE state = 'queued' GROUP BY queue"
+                ).fetchall()
+            )
+        )
+
+    # -- the worker's side
+
+    def enlist(self, locks: Locks, pid: int, queues: Sequence[str]) -> int:
+        """The number of a new worker. Nobody sees it before its lock is held."""
+        number = random.SystemRandom().randrange(1, 2**53)  # not counted: a file that is made anew would begin again
+        with self.file.transaction() as connection:
+            connection.execute("INSERT INTO workers VALUES (?, ?, ?)", (number, pid, json.dumps(list(queues))))
+            locks.take(number)
+            for (other,) in connection.execute("SELECT id FROM workers WHERE id <> ?", (number,)).fetchall():
+                if not locks.is_alive(other):
+                    connection.execute("DELETE FROM workers WHERE id = ?", (other,))
+        return number
+
+    def leave(self, number: int) -> None:
+        """Strike a worker off the list, and hand back what it was running, as if it had not been started."""
+        with self.file.transaction() as connection:
+            connection.execute(
+                "UPDATE jobs SET state = 'queued', owner = NULL WHERE state = 'running' AND owner = ?", (number,)
+            )
+            connection.execute("DELETE FROM workers WHERE id = ?", (number,))
+
+    def owners(self) -> list[int]:
+        """The numbers of the workers that run something."""
+        found = self.file.read(
+            lambda connection: connection.execute("SELECT DISTINCT owner FROM jobs WHERE state = 'running'").fetchall()
+        )
+        return [owner for (owner,) in found if isinstance(owner, int)]
+
+    def give_back(self, dead: Iterable[int]) -> int:
+        """Let the jobs of dead workers run again, and count the deaths. How many jobs these are."""
+        count = 0
+        with self.file.transaction() as connection:
+            for number in dead:
+                count += connection.execute(
+                    "UPDATE jobs SET state = 'queued', owner = NULL, deaths = deaths + 1 "
+                    "WHERE state = 'running' AND owner = ?",
+                    (number,),
+                ).rowcount
+                connection.execute("DELETE FROM workers WHERE id = ?", (number,))
+        return count
+
+    def is_waiting(self, queues: Sequence[str]) -> bool:
+        """Whether something is due. Asked before a transaction is begun, for which others would have to wait."""
+
+        def look(connection: sqlite3.Connection) -> bool:
+            if connection.execute(
+                "SELECT 1 FROM jobs WHERE state = 'scheduled' AND due <= ? LIMIT 1", (time.time(),)
+            ).fetchone():
+                return True
+            ready = "SELECT 1 FROM jobs WHERE state = 'queued' AND queue = ? LIMIT 1"
+            return any(connection.execute(ready, (queue,)).fetchone() for queue in queues)
+
+        return self.file.read(look)
+
+    def next_due(self) -> float | None:
+        """When the next of the scheduled jobs is due, in seconds since the epoch."""
+        due: float | None = self.file.read(
+            lambda connection: connection.execute("SELECT min(due) FROM jobs WHERE state = 'scheduled'").fetchone()[0]
+        )
+        return due
+
+    def turn(self, owner: int, end: End | None, queues: Sequence[str]) -> Job | None:
+        """Write down how a run ended, and claim the next job of these queues: one transaction.
+
+        The more urgent job first, then the one that was due earlier, whatever its queue.
+        """
+        moment = time.time()
+        with self.file.transaction() as connection:
+            if end is not None:
+                _write_end(connection, owner, end, moment)
+            connection.execute(_PROMOTE, (moment, PROMOTED))
+            firsts = (connection.execute(_FIRST, (queue,)).fetchone() for queue in queues)
+            best = min((row for row in firsts if row is not None), default=None, key=lambda row: row[:3])
+            if best is None:
+                return None
+            seq = best[2]
+            connection.execute(
+                "UPDATE jobs SET state = 'running', owner = ?, run = run + 1 WHERE seq = ?", (owner, seq)
+            )
+            if best[3] == "start":
+                _free_key(connection, "seq = ?", seq)
+            return _job_of(best[4:])
+
+    def clean(self) -> int:
+        """Forget what need not be remembered any more, some of it. How many jobs these were."""
+        moment = time.time()
+        if not self.file.read(
+            lambda connection: connection.execute("SELECT 1 FROM jobs WHERE forget_at <= ?", (moment,)).fetchone()
+        ):
+            return 0
+        with self.file.transaction() as connection:
+            connection.execute("DELETE FROM keys WHERE until <= ?", (moment,))
+            return connection.execute(
+                "DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs WHERE forget_at <= ? LIMIT ?)", (moment, FORGOTTEN)
+            ).rowcount
+
+
+_INSERT: Final = """
+INSERT INTO jobs (id, state, queue, priority, due, name, alias, timeout, result_ttl, unique_key, unique_until, wire)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
+"""
+_PROMOTE: Final = """
+UPDATE jobs SET state = 'queued' WHERE seq IN
+(SELECT seq FROM jobs WHERE state = 'scheduled' AND due <= ? ORDER BY due LIMIT ?)
+"""
+_FIRST: Final = """
+SELECT -priority, due, seq, unique_until,
+    seq, run + 1, id, name, queue, alias, attempt, deaths, timeout, result_ttl, wire
+FROM jobs WHERE queue = ? AND state = 'queued' ORDER BY priority DESC, due, seq LIMIT 1
+"""
+
+
+def _row_of(call: Call, default_queue: str) -> tuple[Any, ...]:
+    options, due = call.options, call.due
+    unique = options.unique
+    later = due is not None and due > time.time()
+    return (
+        call.id,
+        "scheduled" if later else "queued",
+        options.queue or default_queue,
+        DEFAULT_PRIORITY if options.priority is None else options.priority,
+        call.created if due is None else due,
+        call.name,
+        call.handler,
+        options.timeout,
+        options.result_ttl,
+        None if unique is None else unique.key,
+        None if unique is None else unique.until,
+        call.wire,
+    )
+
+
+def _job_of(row: Sequence[Any]) -> Job:
+    """A row as a job. What stands in a file may be anything: a count that is none is not believed."""
+    seq, run, id, name, queue, alias, attempt, deaths, timeout, result_ttl, wire = row
+    return Job(
+        seq,
+        run if isinstance(run, int) else 1,
+        str(id),
+        str(name),
+        str(queue),
+        str(alias),
+        attempt if isinstance(attempt, int) and attempt > 0 else 1,
+        deaths if isinstance(deaths, int) and deaths >= 0 else 0,
+        timeout if isinstance(timeout, float) and timeout > 0 else None,
+        result_ttl if isinstance(result_ttl, float) else None,
+        wire,
+    )
+
+
+def _take_key(connection: sqlite3.Connection, call: Call) -> None:
+    unique, moment = call.options.unique, time.time()
+    if unique is None:
+        return
+    held = connection.execute("SELECT job FROM keys WHERE key = ? AND until > ?", (unique.key, moment)).fetchone()
+    if held is not None and held[0] != call.id:
+        raise Duplicate(unique.key, held[0])
+    connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?)", (unique.key, call.id, moment + unique.ttl))
+
+
+def _free_key(connection: sqlite3.Connection, which: str, value: Any) -> None:
+    """Give back the key of the job that `which` names, if it still holds one."""
+    found = connection.execute(f"SELECT unique_key, id FROM jobs WHERE {which}", (value,)).fetchone()
+    if found is not None and found[0] is not None:
+        connection.execute("DELETE FROM keys WHERE key = ? AND job = ?", found)
+
+
+def _write_end(connection: sqlite3.Connection, owner: int, end: End, moment: float) -> None:
+    """Only if the job is still this worker's, by this claim."""
+    job, ended = end.job, end.state.ended
+    outcome = None if end.outcome is None else json.dumps(end.outcome, separators=(",", ":")).encode()
+    forget_at = None
+    if ended and end.state is not State.KEPT:
+        default = FAILURE_TTL if end.state is State.FAILED else RESULT_TTL
+        forget_at = moment + (default if job.result_ttl is None else job.result_ttl)
+    written = connection.execute(
+        "UPDATE jobs SET state = ?, owner = NULL, outcome = ?, forget_at = ?, due = coalesce(?, due), attempt = ? "
+        "WHERE seq = ? AND run = ? AND state = 'running' AND owner = ?",
+        (
+            end.state.value,
+            outcome,
+            forget_at,
+            end.due,
+            job.attempt if end.attempt is None else end.attempt,
+            job.seq,
+            job.run,
+            owner,
+        ),
+    ).rowcount
+    if written and ended:
+        _free_key(connection, "seq = ?", job.seq)

@@ -1,0 +1,172 @@
+"""How many processes work, and what when one of them dies?
+
+The process that an operator sees starts the others, which do the work, and is there when one of them dies or all shall
+end. It imports nothing of the application, and has no connection to the file while they run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ._file import File
+from ._handler import SQLiteHandler
+from ._process import PATIENCE
+from ._store import Store
+
+logger = logging.getLogger("backgrounded")
+
+LAST: Final = 2.0
+"""Seconds between the signal that breaks a method off and the one that nothing survives."""
+CANNOT_START: Final = 3
+"""What a process exits with when another one would do no better."""
+SHORT_LIFE: Final = 1.0
+LONGEST_PAUSE: Final = 5.0
+"""A process that lived for less than the one is followed by the next one after a pause, of at most the other."""
+
+
+@dataclass
+class Child:
+    """A process that works: its line, when it was started, and its number, once it has said it."""
+
+    process: subprocess.Popen[bytes]
+    line: socket.socket
+    since: float = field(default_factory=time.monotonic)
+    number: int | None = None
+
+    def listen(self) -> None:
+        said = self.line.recv(64)
+        if said.strip().isdigit():
+            self.number = int(said)
+
+
+class Worker:
+    """The process that an operator sees: it keeps as many others working as were asked for, and ends them."""
+
+    def __init__(self, handler: SQLiteHandler, queues: Sequence[str]) -> None:
+        self.handler = handler
+        self.queues = queues
+        self._store = Store(File(handler.path, patience=PATIENCE, durable=True))
+        self._children: list[Child] = []
+        self._wishes = 0
+        self._pause = 0.0
+        self._not_before = 0.0
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT; a second one ends the period of grace."""
+        self._look_at_file()
+        waker, wake = socket.socketpair()
+        for end in (waker, wake):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno())
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for wish in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(wish, self._wish)
+        code = 0
+        try:
+            while not self._wishes and not code:
+                self._hire()
+                self._wait(waker, max(0.0, self._not_before - time.monotonic()) if self._is_short() else None)
+                code = self._bury()
+        finally:
+            self._end(waker)
+        return code
+
+    def _wish(self, *_: Any) -> None:
+        self._wishes += 1
+
+    def _look_at_file(self) -> None:
+        """Say what will be done, and refuse to begin what cannot work."""
+        waiting = self._store.waiting()
+        self._store.file.close()
+        logger.info("%d processes work on %s of %s", self.handler.processes, ", ".join(self.queues), self.handler.path)
+        if not os.environ.get("BACKGROUNDED_APP"):
+            logger.warning("BACKGROUNDED_APP is not set: no code of the application is known, and each job is kept")
+        for queue, count in sorted(waiting.items()):
+            if queue not in self.queues:
+                logger.warning("%d jobs wait in the queue %s, which this worker does not serve", count, queue)
+
+    # -- the others
+
+    def _is_short(self) -> bool:
+        return len(self._children) < self.handler.processes
+
+    def _hire(self) -> None:
+        while self._is_short() and time.monotonic() >= self._not_before:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                command = [sys.executable, "-m", "backgrounded_sqlite", "--child", str(theirs.fileno())]
+                command += ["--url", self.handler.url, *self.queues]
+                # A session of its own: Ctrl-C reaches this process alone, which then says what it means.
+                process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+            self._children.append(Child(process, ours))
+
+    def _wait(self, waker: socket.socket, seconds: float | None) -> None:
+        """Until a signal has come, a process has said its number, or the time is over."""
+        lines = {child.line: child for child in self._children if child.number is None}
+        readable, _, _ = select.select([waker, *lines], [], [], seconds)
+        for line in readable:
+            if line is waker:
+                waker.recv(4096)
+            elif line in lines:
+                lines.pop(line).listen()
+
+    def _bury(self) -> int:
+        """Take those that ended off the list. 1, if one of them says that it is of no use to start another."""
+        code = 0
+        for child in [child for child in self._children if child.process.poll() is not None]:
+            self._children.remove(child)
+            child.line.close()
+            if child.process.returncode == CANNOT_START:
+                code = 1
+            elif not self._wishes:
+                self._mourn(child)
+        return code
+
+    def _mourn(self, child: Child) -> None:
+        logger.warning("process %d ended (%s), another one takes its place", child.process.pid, _how(child.process))
+        short = time.monotonic() - child.since < SHORT_LIFE
+        self._pause = min(max(0.1, self._pause * 2), LONGEST_PAUSE) if short else 0.0
+        self._not_before = time.monotonic() + self._pause
+
+    # -- the end
+
+    def _end(self, waker: socket.socket) -> None:
+        """Let running jobs finish, then break them off, then kill; what was not finished is handed back."""
+        logger.info("no more jobs are begun; those that run have %g seconds to finish", self.handler.grace)
+        self._signal(signal.SIGTERM)
+        self._gone(waker, self.handler.grace, until_wish=self._wishes + 1)
+        self._signal(signal.SIGINT)
+        self._gone(waker, LAST)
+        for child in self._children:
+            child.process.kill()
+            child.process.wait()
+            if child.number is not None:
+                self._store.leave(child.number)
+        self._store.file.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for child in self._children:
+            child.process.send_signal(number)
+
+    def _gone(self, waker: socket.socket, seconds: float, until_wish: int | None = None) -> None:
+        end = time.monotonic() + seconds
+        while self._children and (left := end - time.monotonic()) > 0:
+            if until_wish is not None and self._wishes >= until_wish:
+                return
+            self._wait(waker, left)
+            self._bury()
+
+
+def _how(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    return f"exit {code}" if code >= 0 else signal.Signals(-code).name
