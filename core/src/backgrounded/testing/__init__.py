@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
     import pytest  # here, not above: workers have no pytest
 
     # Asserts in test modules are rewritten by pytest so that a failure shows the values; these are test modules, too.
-    pytest.register_assert_rewrite(f"{__name__}.contract", f"{__name__}.frame")
+    pytest.register_assert_rewrite(f"{__name__}.promises", f"{__name__}.frame")
     from .contract import HandlerContract
 
     globals()[name] = HandlerContract

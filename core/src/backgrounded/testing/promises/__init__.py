@@ -1,0 +1,1 @@
+"""The promises of a handler, by what they are about. `HandlerContract` is all of them."""
