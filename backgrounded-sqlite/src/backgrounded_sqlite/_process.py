@@ -8,6 +8,7 @@ something.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import select
@@ -40,6 +41,11 @@ LONGEST: Final = 10.0**8
 """Bounds of a time limit in seconds, for the kernel's timer: it takes what is shorter for none at all."""
 INSIST: Final = 5.0
 """Seconds after which a method that has swallowed its time limit is told again."""
+LAST_RESORT: Final = 10.0
+"""Seconds after its time limit at which a method that no signal reaches, inside of C code, ends with its process."""
+SAY_AGAIN: Final = 10.0
+"""Seconds between two lines of the log about a file that cannot be used."""
+STANDARD_ERROR: Final = 2
 
 
 class _Stopped(BaseException):
@@ -74,12 +80,11 @@ class Process:
         self._in_method = False
         self._store = Store(File(handler.path, patience=PATIENCE, durable=False))
         self._next_clean = time.monotonic()
+        self._next_complaint = 0.0
 
     def run(self) -> None:
         """Work until told to stop, until the parent process is no more, or until the file is another one."""
-        signal.signal(signal.SIGTERM, self._finish)
-        signal.signal(signal.SIGINT, self._break_off)
-        signal.signal(signal.SIGALRM, self._ring)
+        self._listen()
         watch = Watch(self._store, self.queues)
         self.parent.send(b"%d\n" % watch.number)
         end: End | None = None
@@ -94,6 +99,11 @@ class Process:
             watch.leave()
 
     # -- signals
+
+    def _listen(self) -> None:
+        signal.signal(signal.SIGTERM, self._finish)
+        signal.signal(signal.SIGINT, self._break_off)
+        signal.signal(signal.SIGALRM, self._ring)
 
     def _finish(self, *_: Any) -> None:
         self.stopping = True
@@ -120,9 +130,14 @@ class Process:
                     return None
                 return self._store.turn(watch.number, end, queues)
             except (sqlite3.Error, OSError) as error:
-                logger.error("%s cannot be used, trying again: %s", self.handler.path, error)
+                self._complain(error)
                 if self._told_to_go(within=TROUBLE) and end is None:
                     return None
+
+    def _complain(self, error: Exception) -> None:
+        if time.monotonic() >= self._next_complaint:
+            self._next_complaint = time.monotonic() + SAY_AGAIN
+            logger.error("%s cannot be used, trying again: %s", self.handler.path, error)
 
     def _clean(self) -> None:
         if time.monotonic() >= self._next_clean:
@@ -146,6 +161,7 @@ class Process:
     def _perform(self, job: Job) -> End:
         deadline = None if job.timeout is None else time.time() + job.timeout
         delivery = Delivery(job.alias, job.queue, job.attempt, job.deaths, job.id, deadline, redelivered=job.deaths > 0)
+        self._listen()  # a job before may have taken a signal for itself
         try:
             value = backgrounded.perform(
                 job.wire, delivery, fallback=lambda: self.handler, limit=lambda: self._limit(job)
@@ -172,7 +188,7 @@ class Process:
             try:
                 self._in_method = True
                 if job.timeout is not None:
-                    signal.setitimer(signal.ITIMER_REAL, min(max(job.timeout, SHORTEST), LONGEST), INSIST)
+                    self._set_alarm(min(max(job.timeout, SHORTEST), LONGEST))
                 yield
             finally:
                 self._in_method = False
@@ -181,7 +197,15 @@ class Process:
         except _HandBack:
             raise _HandedBack from None
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            if job.timeout is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                faulthandler.cancel_dump_traceback_later()
+
+    @staticmethod
+    def _set_alarm(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds, INSIST)
+        # It needs no turn of the interpreter, writes where each thread stands, without values, and ends the process.
+        faulthandler.dump_traceback_later(seconds + LAST_RESORT, exit=True, file=STANDARD_ERROR)
 
 
 class Watch:

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -106,8 +107,14 @@ class Worker:
             with theirs:
                 command = [sys.executable, "-m", "backgrounded_sqlite", "--child", str(theirs.fileno())]
                 command += ["--url", self.handler.url, *self.queues]
-                # A session of its own: Ctrl-C reaches this process alone, which then says what it means.
-                process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+                try:
+                    # A session of its own: Ctrl-C reaches this process alone, which then says what it means.
+                    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+                except OSError as error:  # no memory, or too many processes: there may be some later
+                    ours.close()
+                    logger.error("no process can be started, trying again: %s", error)
+                    self._not_before = time.monotonic() + LONGEST_PAUSE
+                    return
             self._children.append(Child(process, ours))
 
     def _wait(self, waker: socket.socket, seconds: float | None) -> None:
@@ -151,8 +158,14 @@ class Worker:
             child.process.kill()
             child.process.wait()
             if child.number is not None:
-                self._store.leave(child.number)
+                self._hand_back(child.number)
         self._store.file.close()
+
+    def _hand_back(self, number: int) -> None:
+        try:
+            self._store.leave(number)
+        except (sqlite3.Error, OSError) as error:
+            logger.error("a job was not handed back, and will run again after a death: %s", error)
 
     def _signal(self, number: signal.Signals) -> None:
         for child in self._children:
