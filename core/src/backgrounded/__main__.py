@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,18 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run a method of a tiny application in another process, and show it")
     demo.add_argument("--handler", default="sqlite", help="the engine to show it on (default: sqlite)")
     demo.set_defaults(run=_demo)
-    worker = commands.add_parser("worker", help="become the worker of the configured engine, for these queues")
+    worker = _on_a_handler(commands, "worker", _worker, "become the worker of the configured engine, for these queues")
     worker.add_argument("queues", nargs="*", help="names of queues (default: the handler's default queue)")
-    worker.add_argument("--app", help="modules to import before the first job, such as shop.models (BACKGROUNDED_APP)")
-    worker.add_argument("--url", help="the engine, such as sqlite:///jobs.db (BACKGROUNDED_URL)")
-    worker.add_argument("--handler", default=DEFAULT, help="the alias of the configuration (default: %(default)s)")
     worker.add_argument("--print", action="store_true", dest="show", help="show the engine's command and do not run it")
-    worker.set_defaults(run=_worker)
+    kept = _on_a_handler(commands, "kept", _kept, "list the jobs that were set aside, and why")
+    kept.add_argument("--json", action="store_true", help="for machines")
+    replay = _on_a_handler(
+        commands, "replay", _replay, "run jobs that were set aside again, as if they were called now"
+    )
+    forget = _on_a_handler(commands, "forget", _forget, "drop jobs that were set aside")
+    for command in (replay, forget):
+        command.add_argument("ids", nargs="*", metavar="ID", help="ids of kept jobs")
+        command.add_argument("--all", action="store_true", help="all that are kept now")
     handlers = commands.add_parser("handlers", help="list the installed handlers and the options that they keep")
     handlers.add_argument("--json", action="store_true", help="for machines")
     handlers.set_defaults(run=_handlers)
@@ -55,21 +60,35 @@ def _demo(parsed: argparse.Namespace) -> int:
     return demo(parsed.handler)
 
 
-def _worker(parsed: argparse.Namespace) -> None:
-    """Give this process to the engine's own worker, in the environment and directory that it has."""
+def _on_a_handler(commands: Any, name: str, run: Callable[[argparse.Namespace], Any], help: str) -> Any:
+    """A command that works on a configured handler, and how to say which."""
+    command = commands.add_parser(name, help=help, description=help)
+    command.add_argument("--app", help="modules to import first, such as shop.models (BACKGROUNDED_APP)")
+    command.add_argument("--url", help="the engine, such as sqlite:///jobs.db (BACKGROUNDED_URL)")
+    command.add_argument("--handler", default=DEFAULT, help="the alias of the configuration (default: %(default)s)")
+    command.set_defaults(run=run)
+    return command
+
+
+def _handler_of(parsed: argparse.Namespace, feature: Feature) -> Any:
+    """The handler that the command line and the environment mean. Raises ConfigurationError without the feature."""
     for variable, value in (("BACKGROUNDED_APP", parsed.app), ("BACKGROUNDED_URL", parsed.url)):
         if value is not None:
             os.environ[variable] = value
     sys.path.insert(0, str(Path.cwd()))  # where the modules of BACKGROUNDED_APP are; a script does not have it
     load_app()
     configuration = configuration_of(parsed.handler)
-    handler: Any = configuration.handler
-    if Feature.WORKER not in handler.features:
+    if feature not in configuration.handler.features:
         raise ConfigurationError(
-            f"Handler {configuration.kind!r} has no worker. Name the engine: --url sqlite:///jobs.db, or --app with a "
-            "module that calls backgrounded.configure()."
+            f"Handler {configuration.kind!r} has no {feature}. Name the engine: --url sqlite:///jobs.db, or --app with "
+            "a module that calls backgrounded.configure()."
         )
-    command = handler.worker_command(parsed.queues)
+    return configuration.handler
+
+
+def _worker(parsed: argparse.Namespace) -> None:
+    """Give this process to the engine's own worker, in the environment and directory that it has."""
+    command = _handler_of(parsed, Feature.WORKER).worker_command(parsed.queues)
     if parsed.show:
         print(shlex.join(command))
         return
@@ -77,6 +96,32 @@ def _worker(parsed: argparse.Namespace) -> None:
     os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
     sys.stdout.flush()
     os.execvp(command[0], command)
+
+
+def _kept(parsed: argparse.Namespace) -> None:
+    for job in _handler_of(parsed, Feature.KEPT).kept():
+        shown = {"id": job.id, "name": job.name, "code": job.code, "reason": job.reason}
+        print(json.dumps(shown) if parsed.json else f"{job.id}  {job.name}  {job.code}: {job.reason}")
+
+
+def _replay(parsed: argparse.Namespace) -> None:
+    handler = _handler_of(parsed, Feature.KEPT)
+    for id in _ids_of(parsed, handler):
+        handler.replay(id)
+        print(f"{id} runs again")
+
+
+def _forget(parsed: argparse.Namespace) -> None:
+    handler = _handler_of(parsed, Feature.KEPT)
+    for id in _ids_of(parsed, handler):
+        handler.forget(id)
+        print(f"{id} is dropped")
+
+
+def _ids_of(parsed: argparse.Namespace, handler: Any) -> list[str]:
+    if bool(parsed.ids) is parsed.all:
+        raise ConfigurationError("Name the jobs by their ids, as `backgrounded kept` lists them, or say --all.")
+    return [job.id for job in handler.kept()] if parsed.all else list(parsed.ids)
 
 
 def _handlers(parsed: argparse.Namespace) -> int:

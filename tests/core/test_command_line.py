@@ -1,0 +1,101 @@
+"""What does the command line say and do, before any engine comes into it?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import backgrounded
+import pytest
+from backgrounded import Backgrounded
+from backgrounded.__main__ import main
+from backgrounded.handlers.memory import MemoryHandler
+
+
+class Parcel(Backgrounded):
+    def send(self, to: str) -> None:
+        raise AssertionError("it is not to be run here")
+
+
+@pytest.fixture
+def handler() -> Iterator[MemoryHandler]:
+    """A handler with two jobs set aside, whose methods no worker knows."""
+    with backgrounded.using(MemoryHandler()) as handler:
+        assert isinstance(handler, MemoryHandler)
+        for to in ("Ada", "Bob"):
+            Parcel().backgrounded.send(to)
+        Parcel.send, method = None, Parcel.send  # type: ignore[assignment,method-assign]  # a deploy has removed it
+        try:
+            for _ in range(2):
+                with pytest.raises(backgrounded.PerformError):
+                    handler.run()
+        finally:
+            Parcel.send = method  # type: ignore[method-assign]
+        assert len(handler.kept()) == 2
+        yield handler
+
+
+def test_what_was_kept_is_listed_with_its_reason_and_without_its_arguments(
+    handler: MemoryHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["kept"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [job.id for job in handler.kept()]
+    assert all("Parcel.send" in line for line in lines)
+    assert not any("Ada" in line or "Bob" in line for line in lines)
+
+
+def test_what_was_kept_is_there_for_machines_too(handler: MemoryHandler, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kept", "--json"]) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [job["id"] for job in shown] == [job.id for job in handler.kept()]
+    assert {frozenset(job) for job in shown} == {frozenset({"id", "name", "code", "reason"})}
+
+
+def test_a_kept_job_is_replayed_by_its_id_and_the_others_stay(
+    handler: MemoryHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = handler.kept()
+    assert main(["replay", first.id]) == 0
+    assert [job.id for job in handler.kept()] == [second.id]
+    assert [call.id for call in handler.calls] == [first.id]
+
+
+def test_all_kept_jobs_are_forgotten_when_asked_for(handler: MemoryHandler) -> None:
+    assert main(["forget", "--all"]) == 0
+    assert not handler.kept()
+    assert not handler.calls
+
+
+@pytest.mark.parametrize("command", ["replay", "forget"])
+@pytest.mark.parametrize("arguments", [[], ["--all", "an-id"]], ids=["nothing", "both"])
+def test_jobs_are_named_by_id_or_all_are_meant_but_nothing_is_guessed(
+    handler: MemoryHandler, capsys: pytest.CaptureFixture[str], command: str, arguments: list[str]
+) -> None:
+    assert main([command, *arguments]) == 1
+    assert "or say --all" in capsys.readouterr().err
+    assert len(handler.kept()) == 2
+
+
+def test_an_id_that_is_not_kept_is_said_and_is_no_success(
+    handler: MemoryHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", "nobody"]) == 1
+    assert "'nobody'" in capsys.readouterr().err
+
+
+def test_a_handler_without_workers_says_how_to_name_one_that_has(
+    handler: MemoryHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["worker", "custom"]) == 1
+    said = capsys.readouterr().err
+    assert "has no worker" in said
+    assert "--url sqlite:///jobs.db" in said
+
+
+def test_an_application_that_cannot_be_imported_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("BACKGROUNDED_APP", raising=False)
+        patch.setenv("BACKGROUNDED_APP", "nobody.has.this")
+        assert main(["worker", "--app", "nobody.has.this"]) == 1
+    assert "nobody.has.this could not be imported" in capsys.readouterr().err
