@@ -29,6 +29,9 @@ class Locks:
     go of all locks that the process holds on it.
     """
 
+    greatest: Final = 2**53
+    """The greatest number that a worker may have."""
+
     def __init__(self, queue: Path) -> None:
         self._mine: set[int] = set()
         path = queue.with_name(queue.name + SUFFIX)
@@ -44,6 +47,8 @@ class Locks:
         """Whether a process holds the lock of this number."""
         if number in self._mine:
             return True
+        if not 0 < number <= self.greatest:
+            return False  # no worker has it: a stranger wrote it
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
         except (BlockingIOError, PermissionError):

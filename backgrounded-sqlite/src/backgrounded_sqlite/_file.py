@@ -1,7 +1,6 @@
 """Which file is it, may it be used, and how is it opened?
 
-One connection for each thread of each process: none is carried across a fork, and none goes on with a file that has
-been removed or replaced under its name.
+Each thread has a connection of its own, and none goes on with a file that has been removed or replaced under its name.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from backgrounded import ConfigurationError
+
+from ._connection import Connection, gate
 
 T = TypeVar("T")
 
@@ -58,8 +59,6 @@ CREATE TABLE workers (id INTEGER PRIMARY KEY, pid INTEGER NOT NULL, queues TEXT 
 _SMALLEST_JOURNAL: Final = 16 * 1024 * 1024
 _PRIVATE: Final = 0o600
 _opening = threading.Lock()
-_left_behind: list[sqlite3.Connection] = []
-"""Connections of a parent process. To close one here would let go of locks, and write; so nobody does."""
 
 
 def path_of(url: str) -> Path:
@@ -80,16 +79,6 @@ def is_busy(error: sqlite3.Error) -> bool:
     return isinstance(error, sqlite3.OperationalError) and str(error) in ("database is locked", "locking protocol")
 
 
-class _Connection(sqlite3.Connection):
-    """A connection that is closed when nobody has it any more, as that of a thread that has ended."""
-
-    process: int
-
-    def __del__(self) -> None:
-        if getattr(self, "process", None) == os.getpid():
-            self.close()
-
-
 class File:
     """The queue's file: its connections and its transactions.
 
@@ -107,7 +96,12 @@ class File:
 
     def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """The answer to a question of one statement. Raises sqlite3.Error, OSError, ConfigurationError."""
-        return self._patiently(lambda: question(self.connection()))
+
+        def ask() -> T:
+            with gate:
+                return question(self._connection())
+
+        return self._patiently(ask)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -116,36 +110,24 @@ class File:
         SQLite's own way of waiting sleeps longer with each try, and so the unlucky starve where many write: we ask
         again every millisecond.
         """
-        connection = self._patiently(self._begin)
-        try:
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                with suppress(sqlite3.Error):  # the first error tells more; a lost connection rolls back by itself
-                    connection.execute("ROLLBACK")
-            raise
-
-    def connection(self) -> sqlite3.Connection:
-        """The connection of this thread; a new one after a fork, and where the file is not the same any more."""
-        local = self._local
-        found: _Connection | None = getattr(local, "connection", None)
-        if found is not None and found.process == os.getpid():
-            if found.in_transaction or local.identity == identity(self.path):
-                return found
-            self.close()
-        elif found is not None:
-            _left_behind.append(found)
-        opened = local.connection = self._patiently(self._open)
-        local.identity = identity(self.path)
-        return opened
+        with ExitStack() as inside:
+            connection = self._patiently(lambda: self._begin(inside))
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    with suppress(sqlite3.Error):  # the first error tells more; a lost connection rolls back by itself
+                        connection.execute("ROLLBACK")
+                raise
 
     def close(self) -> None:
         """Close the connection of this thread."""
-        found: _Connection | None = getattr(self._local, "connection", None)
+        found: Connection | None = getattr(self._local, "connection", None)
         if found is not None:
             del self._local.connection
-            found.close()
+            with gate:
+                found.close()
 
     # -- opening
 
@@ -159,18 +141,34 @@ class File:
                     raise
                 time.sleep(random.uniform(0.0002, 0.001))
 
-    def _begin(self) -> sqlite3.Connection:
-        connection = self.connection()
-        connection.execute("BEGIN IMMEDIATE")
-        return connection
+    def _begin(self, inside: ExitStack) -> Connection:
+        with ExitStack() as entered:
+            entered.enter_context(gate)
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            inside.push(entered.pop_all())
+            return connection
 
-    def _open(self) -> _Connection:
+    def _connection(self) -> Connection:
+        """The connection of this thread; a new one after a fork, and where the file is not the same any more."""
+        local = self._local
+        found: Connection | None = getattr(local, "connection", None)
+        if found is not None and found.is_open:
+            if local.identity == identity(self.path):
+                return found
+            found.close()
+        local.connection = None
+        opened: Connection = self._open()
+        local.connection = opened
+        return opened
+
+    def _open(self) -> Connection:
         # One at a time: whoever creates the file closes a descriptor of it, and that lets go of all locks that this
         # process holds on it (POSIX). For the same reason an existing file is looked at, never opened, but by SQLite.
         with _opening:
             path = _checked(self.path)
-            connection = _Connection(str(path), timeout=0, isolation_level=None, check_same_thread=False)
-            connection.process = os.getpid()
+            self._local.identity = identity(path)
+            connection = Connection(str(path))
             try:
                 self._prepare(connection)
             except sqlite3.DatabaseError as error:

@@ -19,13 +19,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from backgrounded import Call, ConfigurationError, Duplicate
+from backgrounded import Call, ConfigurationError, Duplicate, PerformError
 from backgrounded.handler import Kept, State
 
 from ._file import File
 
 if TYPE_CHECKING:
-    from ._alive import Locks  # only workers need it, and Windows does not have it
+    from ._alive import Locks
 
 RESULT_TTL: Final = 86_400.0
 """Seconds for which the end of a job is remembered, if the call does not say."""
@@ -35,6 +35,7 @@ PROMOTED: Final = 500
 FORGOTTEN: Final = 500
 """Rows that one transaction moves at most, so that nobody waits long for it."""
 DEFAULT_PRIORITY: Final = 5
+MOST_ATTEMPTS: Final = 2**31
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,10 @@ class Store:
         )
         if row is None or (row[2] is not None and row[2] <= time.time()):
             return State.UNKNOWN, None
-        state = State(row[0])
+        try:
+            state = State(row[0])
+        except ValueError:
+            return State.UNKNOWN, None
         if state is State.SCHEDULED and row[1] <= time.time():
             state = State.QUEUED  # due, and no worker has looked yet
         return state, row[3]
@@ -117,8 +121,8 @@ class Store:
         last = 0
         while page := self._kept_after(last):
             for seq, id, name, wire, outcome in page:
-                reason: Mapping[str, Any] = json.loads(outcome)
-                yield Kept(id, reason["reason"], wire, name, reason["code"])
+                reason, code = _reason_of(outcome)
+                yield Kept(id, reason, wire, name, code)
                 last = seq
 
     def _kept_after(self, seq: int) -> list[Any]:
@@ -160,7 +164,9 @@ class Store:
 
     def enlist(self, locks: Locks, pid: int, queues: Sequence[str]) -> int:
         """The number of a new worker. Nobody sees it before its lock is held."""
-        number = random.SystemRandom().randrange(1, 2**53)  # not counted: a file that is made anew would begin again
+        number = random.SystemRandom().randint(
+            1, locks.greatest
+        )  # not counted: a file that is made anew would begin again
         with self.file.transaction() as connection:
             connection.execute("INSERT INTO workers VALUES (?, ?, ?)", (number, pid, json.dumps(list(queues))))
             locks.take(number)
@@ -228,7 +234,7 @@ class Store:
                 _write_end(connection, owner, end, moment)
             connection.execute(_PROMOTE, (moment, PROMOTED))
             firsts = (connection.execute(_FIRST, (queue,)).fetchone() for queue in queues)
-            best = min((row for row in firsts if row is not None), default=None, key=lambda row: row[:3])
+            best = min((row for row in firsts if row is not None), default=None, key=_rank)
             if best is None:
                 return None
             seq = best[2]
@@ -288,6 +294,25 @@ def _row_of(call: Call, default_queue: str) -> tuple[Any, ...]:
     )
 
 
+def _reason_of(outcome: Any) -> tuple[str, str]:
+    """Why a job was set aside, for people and for machines."""
+    try:
+        record: Mapping[str, Any] = json.loads(outcome)
+        return str(record["reason"]), str(record["code"])
+    except (ValueError, TypeError, LookupError):
+        return "What was written down about it cannot be read.", PerformError.code
+
+
+def _rank(row: Sequence[Any]) -> tuple[float, float, int]:
+    """The place of the first job of a queue among those of the other queues."""
+    priority, due, seq = row[:3]
+    return (
+        priority if isinstance(priority, (int, float)) else 0,
+        due if isinstance(due, (int, float)) else 0,
+        seq,
+    )
+
+
 def _job_of(row: Sequence[Any]) -> Job:
     """A row as a job. What stands in a file may be anything: a count that is none is not believed."""
     seq, run, id, name, queue, alias, attempt, deaths, timeout, result_ttl, wire = row
@@ -298,7 +323,7 @@ def _job_of(row: Sequence[Any]) -> Job:
         str(name),
         str(queue),
         str(alias),
-        attempt if isinstance(attempt, int) and attempt > 0 else 1,
+        attempt if isinstance(attempt, int) and 0 < attempt < MOST_ATTEMPTS else 1,
         deaths if isinstance(deaths, int) and deaths >= 0 else 0,
         timeout if isinstance(timeout, float) and timeout > 0 else None,
         result_ttl if isinstance(result_ttl, float) else None,

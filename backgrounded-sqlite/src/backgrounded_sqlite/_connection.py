@@ -1,0 +1,103 @@
+"""What is a connection to SQLite in a process that has threads, and may fork?
+
+SQLite keeps in the memory of the process which locks it holds on which file. A forked child has that memory and not
+the locks: it would believe that it holds them, and write where others write, even on a new connection; and if another
+thread was inside of SQLite at the fork, it would wait for ever for a mutex that nobody lets go of. So no connection of
+ours is there at a fork: the fork waits for those that are in use, and closes all.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from typing import Final
+
+LONGEST_WAIT: Final = 5.0
+"""Seconds for which a fork waits: nobody is inside for that long, but what an exception broke off at a bad moment."""
+
+
+class Gate:
+    """Lets threads into SQLite, and a fork only when none of them is inside."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin again, open and with nobody inside, as in a child that has one thread."""
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._closed = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._closed:
+                self._changed.wait()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def enter_now(self) -> bool:
+        """Go inside, if that is possible without waiting."""
+        with self._changed:
+            self._inside += not self._closed
+            return not self._closed
+
+    def close(self) -> None:
+        """Let nobody in, and wait until those inside are out."""
+        with self._changed:
+            self._closed = True
+            end = time.monotonic() + LONGEST_WAIT
+            while self._inside and time.monotonic() < end:
+                self._changed.wait(0.1)
+
+    def open(self) -> None:
+        with self._changed:
+            self._closed = False
+            self._changed.notify_all()
+
+
+class Connection(sqlite3.Connection):
+    """A connection that is closed at a fork, and when nobody has it any more, as that of a thread that has ended."""
+
+    is_open = True
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, timeout=0, isolation_level=None, check_same_thread=False)
+        self.text_factory = _as_text
+        _connections.add(self)
+
+    def close(self) -> None:
+        self.is_open = False
+        super().close()
+
+    def __del__(self) -> None:
+        if self.is_open and gate.enter_now():  # else a fork is about to happen, and closes it
+            try:
+                self.close()
+            finally:
+                gate.__exit__()
+
+
+def _as_text(found: bytes) -> str:
+    """What stands in a column of texts, whatever a stranger has put there: one row must not stop all the others."""
+    return found.decode("utf-8", "replace")
+
+
+gate = Gate()
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    gate.close()
+    for connection in list(_connections):
+        connection.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_close_all, after_in_parent=gate.open, after_in_child=gate.renew)
