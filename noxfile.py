@@ -20,12 +20,15 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 CORE = ["-e", "./core"]
 SQLITE = [*CORE, "-e", "./backgrounded-sqlite"]
 RQ = [*CORE, "-e", "./backgrounded-rq"]
-ALL = [*SQLITE, *RQ]
+HUEY = [*CORE, "-e", "./backgrounded-huey[redis]"]
+ALL = [*SQLITE, *RQ, *HUEY]
 PACKAGES = {  # what is installed, and which tests it must pass
     "core": (CORE, ["tests/core"]),
     "sqlite": (SQLITE, ["tests/adapters/test_contract_sqlite.py"]),
     "rq-oldest": ([*RQ, "rq==2.2.0"], ["tests/adapters/rq"]),
     "rq-newest": (RQ, ["tests/adapters/rq"]),
+    "huey-oldest": ([*HUEY, "huey==3.4.0"], ["tests/adapters/huey"]),
+    "huey-newest": (HUEY, ["tests/adapters/huey"]),
 }
 
 # A class shares its worker, so it stays in one process; each process starts a server of its own.

@@ -27,7 +27,7 @@ from backgrounded.handler import Feature, Guarantees
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 SOURCES = sorted(ROOT.glob("*/src/**/*.py"))
-COLUMNS = ("inline", "memory", "null", "thread", "sqlite", "rq")
+COLUMNS = ("inline", "memory", "null", "thread", "sqlite", "rq", "huey")
 WITH: dict[str, dict[str, Any]] = {"rq": {"priorities": {8: "high"}}}
 """Arguments that add features to a handler, by its name."""
 

@@ -70,7 +70,7 @@ class Queues(Frame):
         send.to(probe).nest(a)
         oracle.wait("outer ends")
         if Feature.RETRY_WAIT in handler.features:
-            probe.backgrounded(queue=both, retry=Retry(1, wait=2.5)).fail(None)
+            probe.backgrounded(queue=both, retry=Retry(1, wait=5)).fail(None)
         retries = Feature.RETRY_WAIT in handler.features
         with self.worker(handler, b, handler.default_queue, both):
             oracle.wait_in_vain("note", 13)
