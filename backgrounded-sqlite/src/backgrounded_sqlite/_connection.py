@@ -42,6 +42,11 @@ class Gate:
             self._inside -= 1
             self._changed.notify_all()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread is inside: a transaction may be open, and locks held that everybody waits for."""
+        return self._inside > 0
+
     def enter_now(self) -> bool:
         """Go inside, if that is possible without waiting."""
         with self._changed:

@@ -23,6 +23,7 @@ import backgrounded
 from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_record
 
 from ._alive import Locks
+from ._connection import gate
 from ._file import File, identity
 from ._handler import SQLiteHandler
 from ._store import End, Job, Store
@@ -39,6 +40,8 @@ PATIENCE: Final = 5.0
 SHORTEST: Final = 0.001
 LONGEST: Final = 10.0**8
 """Bounds of a time limit in seconds, for the kernel's timer: it takes what is shorter for none at all."""
+SOON: Final = 0.001
+"""Seconds until a method is told that was in the middle of a transaction of ours."""
 INSIST: Final = 5.0
 """Seconds after which a method that has swallowed its time limit is told again."""
 LAST_RESORT: Final = 10.0
@@ -110,12 +113,16 @@ class Process:
 
     def _break_off(self, *_: Any) -> None:
         self.stopping = self.breaking_off = True
-        if self._in_method:
-            raise _HandBack
+        self._ring()
 
     def _ring(self, *_: Any) -> None:
-        if self._in_method:
-            raise _TooLong
+        """Stop the method; in a moment, if it has called something in the background and stands in a transaction."""
+        if not self._in_method:
+            return
+        if gate.is_busy:
+            signal.setitimer(signal.ITIMER_REAL, SOON, INSIST)
+            return
+        raise _HandBack if self.breaking_off else _TooLong
 
     # -- one job after the other
 
