@@ -24,7 +24,7 @@ HUEY = [*CORE, "-e", "./backgrounded-huey[redis]"]
 ALL = [*SQLITE, *RQ, *HUEY]
 PACKAGES = {  # what is installed, and which tests it must pass
     "core": (CORE, ["tests/core"]),
-    "sqlite": (SQLITE, ["tests/adapters/test_contract_sqlite.py"]),
+    "sqlite": (SQLITE, ["tests/adapters/sqlite"]),
     "rq-oldest": ([*RQ, "rq==2.2.0"], ["tests/adapters/rq"]),
     "rq-newest": (RQ, ["tests/adapters/rq"]),
     "huey-oldest": ([*HUEY, "huey==3.4.0"], ["tests/adapters/huey"]),
@@ -49,7 +49,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run every test on the Python at hand; what follows `--` goes to pytest."""
+    """Run every test on the Python at hand, but for `chaos`; what follows `--` goes to pytest."""
     session.install(*ALL, *group("tests", "wheels"))
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
@@ -78,6 +78,14 @@ def soak(session: nox.Session) -> None:
     for run in range(1, int(times) + 1):
         session.log(f"run {run} of {times}")
         session.run("pytest", "-q", "-m", "worker", *SIDE_BY_SIDE, *arguments)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill, freeze and skew workers, fill the disk: what is lost? `-- --long` in full, `-- --seed N` once more."""
+    session.install(*ALL, *group("tests"))
+    side = [] if "--long" in session.posargs else ["-n", "2"]
+    session.run("pytest", "-q", *side, "tests/chaos", *session.posargs)
 
 
 @nox.session

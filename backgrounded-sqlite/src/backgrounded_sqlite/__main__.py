@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker until SIGTERM or SIGINT; the exit code is 1 when it could not start."""
     parsed = _parser().parse_args(arguments)
     try:
-        handler = SQLiteHandler(parsed.url, processes=parsed.processes, grace=parsed.grace)
+        handler = SQLiteHandler(parsed.url, queue=parsed.queue, processes=parsed.processes, grace=parsed.grace)
         queues = list(dict.fromkeys(parsed.queues)) or [handler.default_queue]
         if parsed.child is not None:
             return _work(handler, queues, socket.socket(fileno=parsed.child))
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m backgrounded_sqlite", description="Run jobs of a SQLite queue.")
     parser.add_argument("queues", nargs="*", help="names of queues (default: default)")
     parser.add_argument("--url", help="such as sqlite:///jobs.db, which is the default")
+    parser.add_argument("--queue", help="the queue of calls that name none (default: default)")
     parser.add_argument("--processes", type=int, help="how many jobs run at the same time")
     parser.add_argument(
         "--grace", type=float, default=GRACE, help="seconds to end after SIGTERM (default: %(default)g)"

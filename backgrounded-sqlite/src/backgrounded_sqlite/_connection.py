@@ -20,7 +20,11 @@ LONGEST_WAIT: Final = 5.0
 
 
 class Gate:
-    """Lets threads into SQLite, and a fork only when none of them is inside."""
+    """Lets threads into SQLite, and a fork only when none of them is inside.
+
+    Threads are noted and not counted: one that an exception of a signal tore out between two lines is still inside, and
+    out again after its next visit.
+    """
 
     def __init__(self) -> None:
         self.renew()
@@ -28,30 +32,28 @@ class Gate:
     def renew(self) -> None:
         """Begin again, open and with nobody inside, as in a child that has one thread."""
         self._changed = threading.Condition()
-        self._inside = 0
+        self._inside: set[int] = set()
         self._closed = False
 
-    def __enter__(self) -> None:
+    def enter(self) -> None:
         with self._changed:
             while self._closed:
                 self._changed.wait()
-            self._inside += 1
+            self._inside.add(threading.get_ident())
 
-    def __exit__(self, *_: object) -> None:
+    def leave(self) -> None:
         with self._changed:
-            self._inside -= 1
+            self._inside.discard(threading.get_ident())
             self._changed.notify_all()
 
     @property
-    def is_busy(self) -> bool:
-        """Whether a thread is inside: a transaction may be open, and locks held that everybody waits for."""
-        return self._inside > 0
+    def is_inside(self) -> bool:
+        """Whether this thread is inside: a transaction may be open, and locks held that everybody waits for."""
+        return threading.get_ident() in self._inside
 
-    def enter_now(self) -> bool:
-        """Go inside, if that is possible without waiting."""
-        with self._changed:
-            self._inside += not self._closed
-            return not self._closed
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
 
     def close(self) -> None:
         """Let nobody in, and wait until those inside are out."""
@@ -68,7 +70,7 @@ class Gate:
 
 
 class Connection(sqlite3.Connection):
-    """A connection that is closed at a fork, and when nobody has it any more, as that of a thread that has ended."""
+    """A connection that is closed at a fork."""
 
     is_open = True
 
@@ -81,12 +83,28 @@ class Connection(sqlite3.Connection):
         self.is_open = False
         super().close()
 
+
+class Hold:
+    """What a thread has of its connection, which is closed with it.
+
+    Not `Connection.__del__`: a connection is in a cycle with its own cache of statements, so that of a thread that has
+    ended would stay open until the garbage collector comes by.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
     def __del__(self) -> None:
-        if self.is_open and gate.enter_now():  # else a fork is about to happen, and closes it
-            try:
-                self.close()
-            finally:
-                gate.__exit__()
+        if not self.connection.is_open or gate.is_closed:
+            return  # it is closed, or a fork is about to do so
+        if gate.is_inside:
+            self.connection.close()
+            return
+        gate.enter()
+        try:
+            self.connection.close()
+        finally:
+            gate.leave()
 
 
 def _as_text(found: bytes) -> str:

@@ -11,14 +11,15 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import quote, unquote
 
 from backgrounded import ConfigurationError
 
-from ._connection import Connection, gate
+from ._connection import Connection, Hold, gate
 
 T = TypeVar("T")
 
@@ -58,6 +59,7 @@ CREATE TABLE workers (id INTEGER PRIMARY KEY, pid INTEGER NOT NULL, queues TEXT 
 """
 _SMALLEST_JOURNAL: Final = 16 * 1024 * 1024
 _PRIVATE: Final = 0o600
+_COMPANIONS: Final = ("-wal", "-shm", "-journal", "-workers")
 _opening = threading.Lock()
 
 
@@ -66,12 +68,17 @@ def path_of(url: str) -> Path:
     scheme, separator, rest = url.partition("://")
     if scheme != "sqlite" or not separator or not rest.startswith("/") or "?" in rest or "#" in rest:
         raise ConfigurationError(f"sqlite: url: {url!r} is not like sqlite:///jobs.db or sqlite:////var/lib/jobs.db.")
-    name = rest[1:]
+    name = unquote(rest[1:])
     if not name or name.endswith("/") or "\0" in name:
         raise ConfigurationError("sqlite: url: the name of a file is missing, as in sqlite:///jobs.db.")
     if name == ":memory:":
         raise ConfigurationError('sqlite: a queue in memory has no workers. For tests say configure("memory").')
     return Path.cwd() / name
+
+
+def url_of(path: Path) -> str:
+    """The URL that names an absolute path."""
+    return f"sqlite:///{quote(str(path))}"
 
 
 def is_busy(error: sqlite3.Error) -> bool:
@@ -96,71 +103,76 @@ class File:
 
     def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """The answer to a question of one statement. Raises sqlite3.Error, OSError, ConfigurationError."""
+        try:
+            return self._patiently(question)
+        finally:
+            gate.leave()
 
-        def ask() -> T:
-            with gate:
-                return question(self._connection())
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """All of the work or nothing: one transaction. Raises sqlite3.Error, OSError, ConfigurationError.
 
-        return self._patiently(ask)
+        A function and no context manager: an exception that a signal raises, Ctrl-C or a time limit, may strike between
+        a block and the manager's `__exit__`, and then nobody would end the transaction.
+        """
+        try:
+            connection = self._patiently(_begin)
+            value = work(connection)
+            connection.execute("COMMIT")
+            return value
+        except BaseException:
+            self._roll_back()
+            raise
+        finally:
+            gate.leave()
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of the block or nothing. Raises sqlite3.Error, OSError, ConfigurationError.
+    def close(self) -> None:
+        """Close the connection of this thread."""
+        self._local.hold = None
+
+    @property
+    def opened(self) -> int:
+        """How often this thread has opened the file: what one connection has seen says nothing to the next."""
+        count: int = getattr(self._local, "opened", 0)
+        return count
+
+    # -- inside the gate
+
+    def _patiently(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        """Do it on the connection of this thread; while others are in the way, try again. Inside the gate afterwards.
 
         SQLite's own way of waiting sleeps longer with each try, and so the unlucky starve where many write: we ask
         again every millisecond.
         """
-        with ExitStack() as inside:
-            connection = self._patiently(lambda: self._begin(inside))
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    with suppress(sqlite3.Error):  # the first error tells more; a lost connection rolls back by itself
-                        connection.execute("ROLLBACK")
-                raise
-
-    def close(self) -> None:
-        """Close the connection of this thread."""
-        found: Connection | None = getattr(self._local, "connection", None)
-        if found is not None:
-            del self._local.connection
-            with gate:
-                found.close()
-
-    # -- opening
-
-    def _patiently(self, step: Callable[[], T]) -> T:
         end = time.monotonic() + self.patience
         while True:
+            gate.enter()
             try:
-                return step()
+                return step(self._connection())
             except sqlite3.OperationalError as error:
                 if not is_busy(error) or time.monotonic() > end:
                     raise
-                time.sleep(random.uniform(0.0002, 0.001))
-
-    def _begin(self, inside: ExitStack) -> Connection:
-        with ExitStack() as entered:
-            entered.enter_context(gate)
-            connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
-            inside.push(entered.pop_all())
-            return connection
+            gate.leave()
+            time.sleep(random.uniform(0.0002, 0.001))
 
     def _connection(self) -> Connection:
         """The connection of this thread; a new one after a fork, and where the file is not the same any more."""
         local = self._local
-        found: Connection | None = getattr(local, "connection", None)
-        if found is not None and found.is_open:
-            if local.identity == identity(self.path):
-                return found
-            found.close()
-        local.connection = None
-        opened: Connection = self._open()
-        local.connection = opened
+        hold: Hold | None = getattr(local, "hold", None)
+        if hold is not None and hold.connection.is_open and local.identity == identity(self.path):
+            self._roll_back()  # what a signal has left behind
+            return hold.connection
+        local.hold = None
+        opened = self._open()
+        local.hold, local.opened = Hold(opened), self.opened + 1
         return opened
+
+    def _roll_back(self) -> None:
+        hold: Hold | None = getattr(self._local, "hold", None)
+        if hold is not None and hold.connection.is_open and hold.connection.in_transaction:
+            with suppress(sqlite3.Error):  # the first error tells more; a lost connection rolls back by itself
+                hold.connection.execute("ROLLBACK")
+
+    # -- opening
 
     def _open(self) -> Connection:
         # One at a time: whoever creates the file closes a descriptor of it, and that lets go of all locks that this
@@ -219,6 +231,11 @@ class File:
             raise
 
 
+def _begin(connection: sqlite3.Connection) -> sqlite3.Connection:
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
+
+
 def _version(connection: sqlite3.Connection) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return version
@@ -237,6 +254,10 @@ def _checked(path: Path) -> Path:
     """The file itself, there, and safe to use. Raises ConfigurationError where others could have put it there."""
     _refuse_foreign(path, path.lstat() if path.is_symlink() else None)
     real = path.resolve()
+    for suffix in _COMPANIONS:
+        beside = real.with_name(real.name + suffix)
+        if beside.is_symlink() or beside.exists():
+            _refuse_foreign(beside, beside.lstat())
     try:
         os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), _PRIVATE))
     except FileExistsError:
@@ -247,7 +268,7 @@ def _checked(path: Path) -> Path:
             raise ConfigurationError(
                 f"sqlite: everybody may write to {path}: chmod o-w, or they call your code."
             ) from None
-        _refuse_foreign(path, found)
+        _refuse_foreign(real, found)
     return real
 
 

@@ -21,12 +21,13 @@ from typing import Any, ClassVar, Final
 from backgrounded import Call, ConfigurationError, EnqueueError, NoResult, ResultTimeout
 from backgrounded.handler import Feature, Guarantees, Kept, State, failure_from
 
-from ._file import File, path_of
+from ._file import File, path_of, url_of
 from ._store import Store
 
 logger = logging.getLogger("backgrounded")
 
 ENQUEUE_TIMEOUT: Final = 2.0
+DEFAULT_QUEUE: Final = "default"
 GRACE: Final = 25.0
 """Seconds that running jobs have to finish after SIGTERM: less than the 30 that Kubernetes waits."""
 FIRST_LOOK: Final = 0.002
@@ -74,7 +75,7 @@ class SQLiteHandler:
         enqueue_timeout: float = ENQUEUE_TIMEOUT,
     ) -> None:
         self.path = path_of("sqlite:///jobs.db" if url is None else url)
-        self.url = f"sqlite:///{self.path}"
+        self.url = url_of(self.path)
         self.default_queue = _check_queue(queue)
         self.processes = _check_processes(processes)
         self.grace = _check_seconds("grace", grace, least=0)
@@ -102,7 +103,7 @@ class SQLiteHandler:
 
     def result(self, id: str, timeout: float | None) -> Any:
         end = math.inf if timeout is None else time.monotonic() + timeout
-        pause, seen = FIRST_LOOK, -1
+        pause, seen = FIRST_LOOK, (0, 0)
         while True:
             version = self._store.version()
             if version != seen or pause == LAST_LOOK:
@@ -144,14 +145,17 @@ class SQLiteHandler:
         settings = [f"{key}={os.environ[key]}" for key in _PASSED_ON if key in os.environ]
         command = [sys.executable, "-m", "backgrounded_sqlite", "--url", self.url, "--processes", str(self.processes)]
         command += ["--grace", f"{self.grace:g}"] if self.grace != GRACE else []
-        return [*(["env", *settings] if settings else []), *command, *(list(queues) or [self.default_queue])]
+        command += ["--queue", self.default_queue] if self.default_queue != DEFAULT_QUEUE else []
+        served = list(queues) or [self.default_queue]
+        command += ["--"] if any(queue.startswith("-") for queue in served) else []
+        return [*(["env", *settings] if settings else []), *command, *served]
 
     @staticmethod
     @contextmanager
     def demo() -> Iterator[str]:
         """The URL of a file of its own, for `python -m backgrounded demo`; removed afterwards."""
         with tempfile.TemporaryDirectory(prefix="backgrounded-demo-") as folder:
-            yield f"sqlite:///{Path(folder, 'jobs.db')}"
+            yield url_of(Path(folder, "jobs.db"))
 
     def __repr__(self) -> str:
         return f"<SQLiteHandler of {str(self.path)!r}>"
@@ -165,7 +169,7 @@ def _result_of(id: str, state: State, outcome: bytes | None) -> Any:
         if state is State.FAILED:
             raise failure_from(record or {})
         reason = f": {record['reason']}" if state is State.KEPT and record else "."
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise NoResult(f"What is written down about the end of job {id} cannot be read.") from error
     if state is State.UNKNOWN:
         raise NoResult(f"Nothing is known (any more) of job {id}.")
@@ -175,7 +179,7 @@ def _result_of(id: str, state: State, outcome: bytes | None) -> Any:
 def _check_queue(queue: Any) -> str:
     if queue is not None and not (isinstance(queue, str) and queue):
         raise ConfigurationError(f"sqlite: queue: must be a name, got {queue!r}.")
-    return queue or "default"
+    return queue or DEFAULT_QUEUE
 
 
 def _check_processes(processes: Any) -> int:

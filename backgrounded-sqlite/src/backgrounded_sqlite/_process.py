@@ -92,7 +92,7 @@ class Process:
         self.parent.send(b"%d\n" % watch.number)
         end: End | None = None
         try:
-            while (not self.stopping or end is not None) and not watch.is_of_another_file():
+            while (not self._told_to_go(within=0) or end is not None) and not watch.is_of_another_file():
                 job, end = self._turn(watch, end), None
                 if job is not None:
                     end = self._perform(job)
@@ -119,7 +119,7 @@ class Process:
         """Stop the method; in a moment, if it has called something in the background and stands in a transaction."""
         if not self._in_method:
             return
-        if gate.is_busy:
+        if gate.is_inside:
             signal.setitimer(signal.ITIMER_REAL, SOON, INSIST)
             return
         raise _HandBack if self.breaking_off else _TooLong
@@ -225,7 +225,7 @@ class Watch:
         self._identity = identity(self._path)
         self._locks = Locks(self._path)
         self.number = store.enlist(self._locks, os.getpid(), queues)
-        self._version = -1
+        self._version = (0, 0)
         self._next_due: float | None = None
         self._owners: list[int] = []
         self._next_revival = 0.0
@@ -254,7 +254,7 @@ class Watch:
         try:
             self._next_due, self._owners = self._store.next_due(), self._store.owners()
         except (sqlite3.Error, OSError):
-            self._version = -1  # news: the next turn finds out, and says so
+            self._version = (0, 0)  # news: the next turn finds out, and says so
 
     def has_news(self) -> bool:
         """Whether the file has changed, a job is due, or a worker that ran something is dead."""

@@ -77,14 +77,21 @@ class Store:
     def put(self, calls: Sequence[Call], default_queue: str) -> None:
         """Write these calls down, all or none. One whose id is there already stays as it is. Raises Duplicate."""
         rows = [_row_of(call, default_queue) for call in calls]
-        with self.file.transaction() as connection:
-            for call in calls:
-                _take_key(connection, call)
-            connection.executemany(_INSERT, rows)
+
+        def work(connection: sqlite3.Connection) -> None:
+            if all(call.options.unique is None for call in calls):
+                connection.executemany(_INSERT, rows)
+                return
+            for call, row in zip(calls, rows, strict=True):
+                if connection.execute(_INSERT, row).rowcount:  # one that was taken before has had its key
+                    _take_key(connection, call)
+
+        self.file.write(work)
 
     def cancel(self, id: str) -> bool:
         """Whether the job was waiting, and now never runs."""
-        with self.file.transaction() as connection:
+
+        def work(connection: sqlite3.Connection) -> bool:
             done = connection.execute(
                 "UPDATE jobs SET state = 'cancelled', forget_at = ? + coalesce(result_ttl, ?) "
                 "WHERE id = ? AND state IN ('queued', 'scheduled')",
@@ -92,7 +99,9 @@ class Store:
             ).rowcount
             if done:
                 _free_key(connection, "id = ?", id)
-        return bool(done)
+            return bool(done)
+
+        return self.file.write(work)
 
     def look(self, id: str) -> tuple[State, bytes | None]:
         """The state of a job, and what is remembered of its end, as JSON (None: nothing)."""
@@ -111,10 +120,10 @@ class Store:
             state = State.QUEUED  # due, and no worker has looked yet
         return state, row[3]
 
-    def version(self) -> int:
-        """A number that changes when another connection has written something."""
+    def version(self) -> tuple[int, int]:
+        """What changes when another connection has written something, or when this one is a new one."""
         number: int = self.file.read(lambda connection: connection.execute("PRAGMA data_version").fetchone()[0])
-        return number
+        return self.file.opened, number
 
     def kept(self) -> Iterator[Kept]:
         """What was set aside, oldest first."""
@@ -146,9 +155,8 @@ class Store:
         self._change_kept("DELETE FROM jobs WHERE id = ? AND state = 'kept'", (id,))
 
     def _change_kept(self, statement: str, values: tuple[Any, ...]) -> None:
-        with self.file.transaction() as connection:
-            if connection.execute(statement, values).rowcount != 1:
-                raise ConfigurationError(f"No job {values[-1]!r} is kept here.")
+        if self.file.write(lambda connection: connection.execute(statement, values).rowcount) != 1:
+            raise ConfigurationError(f"No job {values[-1]!r} is kept here.")
 
     def waiting(self) -> dict[str, int]:
         """How many jobs are ready to run, by queue."""
@@ -167,21 +175,27 @@ class Store:
         number = random.SystemRandom().randint(
             1, locks.greatest
         )  # not counted: a file that is made anew would begin again
-        with self.file.transaction() as connection:
+
+        def work(connection: sqlite3.Connection) -> int:
             connection.execute("INSERT INTO workers VALUES (?, ?, ?)", (number, pid, json.dumps(list(queues))))
             locks.take(number)
             for (other,) in connection.execute("SELECT id FROM workers WHERE id <> ?", (number,)).fetchall():
                 if not locks.is_alive(other):
                     connection.execute("DELETE FROM workers WHERE id = ?", (other,))
-        return number
+            return number
+
+        return self.file.write(work)
 
     def leave(self, number: int) -> None:
         """Strike a worker off the list, and hand back what it was running, as if it had not been started."""
-        with self.file.transaction() as connection:
+
+        def work(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "UPDATE jobs SET state = 'queued', owner = NULL WHERE state = 'running' AND owner = ?", (number,)
             )
             connection.execute("DELETE FROM workers WHERE id = ?", (number,))
+
+        self.file.write(work)
 
     def owners(self) -> list[int]:
         """The numbers of the workers that run something."""
@@ -192,8 +206,9 @@ class Store:
 
     def give_back(self, dead: Iterable[int]) -> int:
         """Let the jobs of dead workers run again, and count the deaths. How many jobs these are."""
-        count = 0
-        with self.file.transaction() as connection:
+
+        def work(connection: sqlite3.Connection) -> int:
+            count = 0
             for number in dead:
                 count += connection.execute(
                     "UPDATE jobs SET state = 'queued', owner = NULL, deaths = deaths + 1 "
@@ -201,7 +216,9 @@ class Store:
                     (number,),
                 ).rowcount
                 connection.execute("DELETE FROM workers WHERE id = ?", (number,))
-        return count
+            return count
+
+        return self.file.write(work)
 
     def is_waiting(self, queues: Sequence[str]) -> bool:
         """Whether something is due. Asked before a transaction is begun, for which others would have to wait."""
@@ -219,7 +236,9 @@ class Store:
     def next_due(self) -> float | None:
         """When the next of the scheduled jobs is due, in seconds since the epoch."""
         due: float | None = self.file.read(
-            lambda connection: connection.execute("SELECT min(due) FROM jobs WHERE state = 'scheduled'").fetchone()[0]
+            lambda connection: connection.execute(
+                "SELECT min(due) FROM jobs WHERE state = 'scheduled' AND typeof(due) = 'real'"
+            ).fetchone()[0]
         )
         return due
 
@@ -229,7 +248,8 @@ class Store:
         The more urgent job first, then the one that was due earlier, whatever its queue.
         """
         moment = time.time()
-        with self.file.transaction() as connection:
+
+        def work(connection: sqlite3.Connection) -> Job | None:
             if end is not None:
                 _write_end(connection, owner, end, moment)
             connection.execute(_PROMOTE, (moment, PROMOTED))
@@ -245,6 +265,8 @@ class Store:
                 _free_key(connection, "seq = ?", seq)
             return _job_of(best[4:])
 
+        return self.file.write(work)
+
     def clean(self) -> int:
         """Forget what need not be remembered any more, some of it. How many jobs these were."""
         moment = time.time()
@@ -252,11 +274,14 @@ class Store:
             lambda connection: connection.execute("SELECT 1 FROM jobs WHERE forget_at <= ?", (moment,)).fetchone()
         ):
             return 0
-        with self.file.transaction() as connection:
+
+        def work(connection: sqlite3.Connection) -> int:
             connection.execute("DELETE FROM keys WHERE until <= ?", (moment,))
             return connection.execute(
                 "DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs WHERE forget_at <= ? LIMIT ?)", (moment, FORGOTTEN)
             ).rowcount
+
+        return self.file.write(work)
 
 
 _INSERT: Final = """
@@ -299,7 +324,7 @@ def _reason_of(outcome: Any) -> tuple[str, str]:
     try:
         record: Mapping[str, Any] = json.loads(outcome)
         return str(record["reason"]), str(record["code"])
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         return "What was written down about it cannot be read.", PerformError.code
 
 

@@ -106,7 +106,7 @@ class Worker:
             ours, theirs = socket.socketpair()
             with theirs:
                 command = [sys.executable, "-m", "backgrounded_sqlite", "--child", str(theirs.fileno())]
-                command += ["--url", self.handler.url, *self.queues]
+                command += ["--url", self.handler.url, "--queue", self.handler.default_queue, "--", *self.queues]
                 try:
                     # A session of its own: Ctrl-C reaches this process alone, which then says what it means.
                     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
@@ -151,7 +151,7 @@ class Worker:
         """Let running jobs finish, then break them off, then kill; what was not finished is handed back."""
         logger.info("no more jobs are begun; those that run have %g seconds to finish", self.handler.grace)
         self._signal(signal.SIGTERM)
-        self._gone(waker, self.handler.grace, until_wish=self._wishes + 1)
+        self._gone(waker, self.handler.grace, until_wish=2)
         self._signal(signal.SIGINT)
         self._gone(waker, LAST)
         for child in self._children:
