@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ._file import File
@@ -32,22 +32,27 @@ CANNOT_START: Final = 3
 """What a process exits with when another one would do no better."""
 SHORT_LIFE: Final = 1.0
 LONGEST_PAUSE: Final = 5.0
-"""A process that lived for less than the one is followed by the next one after a pause, of at most the other."""
+"""A process that worked for less than the one is followed by the next one after a pause, of at most the other."""
 
 
 @dataclass
 class Child:
-    """A process that works: its line, when it was started, and its number, once it has said it."""
+    """A process that works: its line, its number, once it has said it, and since when it works."""
 
     process: subprocess.Popen[bytes]
     line: socket.socket
-    since: float = field(default_factory=time.monotonic)
     number: int | None = None
+    since: float = 0.0
 
     def listen(self) -> None:
         said = self.line.recv(64)
         if said.strip().isdigit():
-            self.number = int(said)
+            self.number, self.since = int(said), time.monotonic()
+
+    @property
+    def died_young(self) -> bool:
+        """Before it worked, or soon after: the time that an import takes says nothing."""
+        return self.number is None or time.monotonic() - self.since < SHORT_LIFE
 
 
 class Worker:
@@ -141,8 +146,7 @@ class Worker:
 
     def _mourn(self, child: Child) -> None:
         logger.warning("process %d ended (%s), another one takes its place", child.process.pid, _how(child.process))
-        short = time.monotonic() - child.since < SHORT_LIFE
-        self._pause = min(max(0.1, self._pause * 2), LONGEST_PAUSE) if short else 0.0
+        self._pause = min(max(0.1, self._pause * 2), LONGEST_PAUSE) if child.died_young else 0.0
         self._not_before = time.monotonic() + self._pause
 
     # -- the end

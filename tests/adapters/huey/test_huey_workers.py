@@ -112,13 +112,13 @@ def test_a_thread_worker_keeps_a_job_with_a_limit_and_runs_the_others(shop, cons
 
 
 @pytest.mark.worker
-def test_a_limit_of_a_fraction_of_a_second_is_kept_and_the_next_job_has_its_own(handler, consume, probe, path):
+def test_a_limit_that_is_no_whole_number_is_kept_and_the_next_job_has_its_own(handler, consume, probe, path):
     with consume(handler.worker_command(["q"])):
-        stopped = probe.backgrounded(queue="q", timeout=0.3).spend(60)
+        stopped = probe.backgrounded(queue="q", timeout=1.5).spend(60)
         failure = stopped.exception(60)
-        assert str(failure) == "TimeoutError: stopped after its timeout of 0.3 seconds"
-        probe.backgrounded(queue="q", timeout=0.3).note()
-        probe.backgrounded(queue="q").spend(0.6).wait(60)
+        assert str(failure) == "TimeoutError: stopped after its timeout of 1.5 seconds"
+        probe.backgrounded(queue="q", timeout=1.5).note()
+        probe.backgrounded(queue="q").spend(2.0).wait(60)
     assert [event.what for event in events(path)] == ["spending", "note", "spending", "spent"]
 
 
@@ -256,12 +256,12 @@ def test_a_queue_may_have_any_name_and_a_consumer_finds_it(handler, consume, pro
 @pytest.mark.worker
 def test_the_directory_in_which_a_consumer_starts_is_enough(handler, consume, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("cwdshop.py").write_text("from backgrounded import backgroundable\n@backgroundable\ndef f(n): return n\n")
+    Path("hueycwdshop.py").write_text("from backgrounded import backgroundable\n@backgroundable\ndef f(n): return n\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    import cwdshop
+    import hueycwdshop
 
-    with consume(handler.worker_command(["q"]), BACKGROUNDED_APP="cwdshop", PYTHONPATH=""):
-        assert backgrounded.later(cwdshop.f, queue="q")(7).result(60) == 7
+    with consume(handler.worker_command(["q"]), BACKGROUNDED_APP="hueycwdshop", PYTHONPATH=""):
+        assert backgrounded.later(hueycwdshop.f, queue="q")(7).result(60) == 7
 
 
 def test_the_command_passes_on_what_a_consumer_needs(monkeypatch, caplog, tmp_path):

@@ -87,6 +87,13 @@ def test_an_end_of_an_earlier_run_of_the_same_owner_changes_nothing(handler: SQL
     assert handler.result(call.id, 0) == 2
 
 
+def test_an_end_by_another_than_the_owner_changes_nothing(handler: SQLiteHandler, store: Store) -> None:
+    call = put(store)
+    job = claim(store, ONE)
+    store.turn(OTHER, End(job, State.SUCCEEDED, "not mine"), [])
+    assert {"state": "running", "owner": ONE}.items() <= row(handler, call.id).items()
+
+
 def test_an_end_counts_once(handler: SQLiteHandler, store: Store) -> None:
     call = put(store)
     job = claim(store, ONE)

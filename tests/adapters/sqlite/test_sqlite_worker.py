@@ -543,7 +543,6 @@ def test_a_method_that_leaves_the_process_fails_and_the_process_lives_on(
 
 # -- what others may have written into the file
 
-BROKEN_BY_TEXT = pytest.mark.xfail(strict=False, reason="the next due time is compared as it stands")
 HOSTILE: dict[str, str] = {
     "a-due-time-that-is-a-text": "due = 'soon', state = 'scheduled'",
     "a-due-time-that-is-bytes": "due = x'00', priority = 9",
@@ -565,10 +564,7 @@ HOSTILE: dict[str, str] = {
 
 
 @pytest.mark.worker
-@pytest.mark.parametrize(
-    "which",
-    [pytest.param(which, marks=[BROKEN_BY_TEXT] if which == "a-due-time-that-is-a-text" else []) for which in HOSTILE],
-)
+@pytest.mark.parametrize("which", HOSTILE)
 def test_a_row_that_others_have_written_does_not_stop_a_worker(
     served: SQLiteHandler, standing: SQLiteHandler, probe: Probe, which: str
 ) -> None:
