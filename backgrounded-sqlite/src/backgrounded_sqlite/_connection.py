@@ -70,41 +70,49 @@ class Gate:
 
 
 class Connection(sqlite3.Connection):
-    """A connection that is closed at a fork."""
+    """A connection that is closed at a fork, and when nobody has it any more."""
 
-    is_open = True
+    is_open = False
 
     def __init__(self, path: str) -> None:
         super().__init__(path, timeout=0, isolation_level=None, check_same_thread=False)
         self.text_factory = _as_text
+        self.is_open = True
         _connections.add(self)
 
     def close(self) -> None:
         self.is_open = False
         super().close()
 
+    def let_go(self) -> None:
+        """Close it, in whatever thread and moment Python finds out that it may."""
+        if not self.is_open or gate.is_closed:
+            return  # it is closed, or a fork is about to do so
+        if gate.is_inside:
+            self.close()
+            return
+        gate.enter()
+        try:
+            self.close()
+        finally:
+            gate.leave()
+
+    def __del__(self) -> None:
+        self.let_go()
+
 
 class Hold:
     """What a thread has of its connection, which is closed with it.
 
-    Not `Connection.__del__`: a connection is in a cycle with its own cache of statements, so that of a thread that has
-    ended would stay open until the garbage collector comes by.
+    `Connection.__del__` alone would be late: a connection is in a cycle with its own cache of statements, so that of a
+    thread that has ended would stay open until the garbage collector comes by.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     def __del__(self) -> None:
-        if not self.connection.is_open or gate.is_closed:
-            return  # it is closed, or a fork is about to do so
-        if gate.is_inside:
-            self.connection.close()
-            return
-        gate.enter()
-        try:
-            self.connection.close()
-        finally:
-            gate.leave()
+        self.connection.let_go()
 
 
 def _as_text(found: bytes) -> str:

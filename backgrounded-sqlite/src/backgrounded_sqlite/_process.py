@@ -152,9 +152,9 @@ class Process:
             self._next_clean = time.monotonic() + (0 if removed else CLEAN)
 
     def _rest(self, watch: Watch) -> None:
-        """Wait until there may be something to do."""
+        """Wait until there may be something to do, if only to clean up."""
         watch.look_ahead()
-        while not self.stopping and not self._told_to_go(within=LOOK) and not watch.has_news():
+        while not self._told_to_go(within=LOOK) and not watch.has_news() and time.monotonic() < self._next_clean:
             pass
 
     def _told_to_go(self, within: float) -> bool:
@@ -173,7 +173,7 @@ class Process:
             value = backgrounded.perform(
                 job.wire, delivery, fallback=lambda: self.handler, limit=lambda: self._limit(job)
             )
-        except _HandedBack:
+        except (_HandedBack, _HandBack):  # the latter where the signal came in the last moment of the stretch
             return End(job, State.QUEUED)
         except Again as again:
             state = State.SCHEDULED if again.seconds > 0 else State.QUEUED
@@ -182,8 +182,12 @@ class Process:
             return End(job, skip.state)
         except Keep as keep:
             return End(job, State.KEPT, {"reason": keep.reason, "code": keep.code})
+        except _TooLong:  # as above
+            return End(job, State.FAILED, failure_record(_timed_out(job)))
         except BaseException as error:
             return End(job, State.FAILED, failure_record(error))
+        finally:
+            self._disarm(job)
         return End(job, State.SUCCEEDED, value)
 
     @contextlib.contextmanager
@@ -200,19 +204,27 @@ class Process:
             finally:
                 self._in_method = False
         except _TooLong:
-            raise TimeoutError(f"stopped after its timeout of {job.timeout:g} seconds") from None
+            raise _timed_out(job) from None
         except _HandBack:
             raise _HandedBack from None
         finally:
-            if job.timeout is not None:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                faulthandler.cancel_dump_traceback_later()
+            self._disarm(job)
+
+    def _disarm(self, job: Job) -> None:
+        self._in_method = False
+        if job.timeout is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            faulthandler.cancel_dump_traceback_later()
 
     @staticmethod
     def _set_alarm(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds, INSIST)
         # It needs no turn of the interpreter, writes where each thread stands, without values, and ends the process.
         faulthandler.dump_traceback_later(seconds + LAST_RESORT, exit=True, file=STANDARD_ERROR)
+
+
+def _timed_out(job: Job) -> TimeoutError:
+    return TimeoutError(f"stopped after its timeout of {job.timeout:g} seconds")
 
 
 class Watch:
