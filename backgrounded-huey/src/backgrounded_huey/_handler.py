@@ -8,7 +8,6 @@ became of a job stands in a ledger beside it.
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sqlite3
 import tempfile
@@ -28,7 +27,16 @@ from backgrounded import (
     ResultTimeout,
     UnsupportedOption,
 )
-from backgrounded.handler import Feature, Kept, State, failure_from, kept_options
+from backgrounded.handler import (
+    Feature,
+    Kept,
+    State,
+    failure_from,
+    kept_options,
+    warn_without_app,
+    with_settings,
+    worker_settings,
+)
 from huey import Huey
 
 from ._ledger import Ledger
@@ -301,15 +309,14 @@ class HueyHandler:
                 "huey: a consumer serves one queue, since a queue is a Huey. Start one for each: "
                 + ", ".join(f"worker_command([{name!r}])" for name in (queue, *more))
             )
-        passed_on = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+        settings = worker_settings()
         if self._place is None:
             options, path = [], self._name_of(queue).replace(".", "%2E")
         else:
             join = "&" if "?" in self._place.url else "?"
-            passed_on["BACKGROUNDED_URL"] = f"huey+{self._place.url}{join}queue={quote(self.default_queue, safe='')}"
+            settings["BACKGROUNDED_URL"] = f"huey+{self._place.url}{join}queue={quote(self.default_queue, safe='')}"
             options, path = ["--no-periodic"], quote(queue, safe="").replace(".", "%2E")
-            self._warn_without_app()
-        settings = [f"{key}={value}" for key, value in passed_on.items()]
+            warn_without_app()
         command = [
             "huey_consumer",
             *_CONSUMER,
@@ -318,7 +325,7 @@ class HueyHandler:
             *options,
             f"backgrounded_huey.worker.{path}",
         ]
-        return ["env", *settings, *command] if settings else command
+        return with_settings(command, settings)
 
     def _name_of(self, queue: str) -> str:
         if queue not in self._given:
@@ -329,14 +336,6 @@ class HueyHandler:
                 'Say configure("huey", huey="shop.jobs:huey").'
             )
         return self._names[queue]
-
-    @staticmethod
-    def _warn_without_app() -> None:
-        if not os.environ.get("BACKGROUNDED_APP"):
-            logger.warning(
-                "BACKGROUNDED_APP is not set: the worker will know no code of the application, and keep each job. "
-                "Set it to the modules to import, such as BACKGROUNDED_APP=shop.jobs."
-            )
 
     @staticmethod
     @contextmanager
@@ -358,4 +357,3 @@ _CONSUMER: Final = (
     *("--worker-type", "process", "--graceful-signal", "TERM"),
     *("--health-check-interval", "1", "--delay", "0.05", "--max-delay", "0.5"),
 )
-_PASSED_ON: Final = ("BACKGROUNDED_ALLOW", "BACKGROUNDED_APP", "BACKGROUNDED_URL")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shlex
 import socket
 import time
@@ -20,7 +19,7 @@ from typing import Any, ClassVar, Final
 
 from backgrounded import Call, CallError, ConfigurationError, EnqueueError, InvalidOption, NoResult, ResultTimeout
 from backgrounded.errors import DecodeError
-from backgrounded.handler import Feature, Kept, State, failure_from
+from backgrounded.handler import Feature, Kept, State, failure_from, warn_without_app, with_settings, worker_settings
 from redis import Redis
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -367,20 +366,16 @@ class RQHandler:
         Set BACKGROUNDED_APP where this runs: it is passed on, and names the modules to import before the first job.
         A password travels in the environment, not among the arguments that `ps` shows.
         """
-        if not os.environ.get("BACKGROUNDED_APP"):
-            logger.warning(
-                "BACKGROUNDED_APP is not set: the worker will know no code of the application, and keep each job. "
-                "Set it to the modules to import, such as BACKGROUNDED_APP=shop.jobs."
-            )
+        warn_without_app()
         url = url_of(self.connection) if self.borrowed else self.url
-        settings = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+        settings = worker_settings()
         if settings_of(self.connection).get("password"):
             settings["RQ_REDIS_URL"] = url
         command = ["rq", "worker", *([] if "RQ_REDIS_URL" in settings else ["--url", url]), "--with-scheduler"]
         command += ["-S", serializer_name(self._serializer), "-j", "backgrounded_rq.Job"]
         command += ["--worker-ttl", "20", "--maintenance-interval", "5", "--job-monitoring-interval", "2"]
         command += [level for name in list(queues) or [self.default_queue] for level in self._with_priorities(name)]
-        return ["env", *(f"{key}={value}" for key, value in settings.items()), *command] if settings else command
+        return with_settings(command, settings)
 
     def _with_priorities(self, name: str) -> list[str]:
         above = [f"{name}.{self.priorities[key]}" for key in sorted(self.priorities, reverse=True) if key > 5]
@@ -403,6 +398,3 @@ class RQHandler:
 
     def __repr__(self) -> str:
         return f"<RQHandler of {shlex.quote(self.default_queue)}>"
-
-
-_PASSED_ON: Final = ("BACKGROUNDED_ALLOW", "BACKGROUNDED_APP", "BACKGROUNDED_URL")

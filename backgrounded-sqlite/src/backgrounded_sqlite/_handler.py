@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from backgrounded import Call, ConfigurationError, EnqueueError, NoResult, ResultTimeout
-from backgrounded.handler import Feature, Guarantees, Kept, State, failure_from
+from backgrounded.handler import (
+    Feature,
+    Guarantees,
+    Kept,
+    State,
+    failure_from,
+    warn_without_app,
+    with_settings,
+    worker_settings,
+)
 
 from ._file import File, path_of, url_of
 from ._store import Store
@@ -33,7 +42,6 @@ GRACE: Final = 25.0
 FIRST_LOOK: Final = 0.002
 LAST_LOOK: Final = 0.025
 """Seconds between two looks at a file for a result: at first, and in the end."""
-_PASSED_ON: Final = ("BACKGROUNDED_ALLOW", "BACKGROUNDED_APP", "BACKGROUNDED_URL")
 
 
 class SQLiteHandler:
@@ -137,18 +145,13 @@ class SQLiteHandler:
 
         Set BACKGROUNDED_APP where this runs: it is passed on, and names the modules to import before the first job.
         """
-        if not os.environ.get("BACKGROUNDED_APP"):
-            logger.warning(
-                "BACKGROUNDED_APP is not set: the worker will know no code of the application, and keep each job. "
-                "Set it to the modules to import, such as BACKGROUNDED_APP=shop.jobs."
-            )
-        settings = [f"{key}={os.environ[key]}" for key in _PASSED_ON if key in os.environ]
+        warn_without_app()
         command = [sys.executable, "-m", "backgrounded_sqlite", "--url", self.url, "--processes", str(self.processes)]
         command += ["--grace", f"{self.grace:g}"] if self.grace != GRACE else []
         command += ["--queue", self.default_queue] if self.default_queue != DEFAULT_QUEUE else []
         served = list(queues) or [self.default_queue]
         command += ["--"] if any(queue.startswith("-") for queue in served) else []
-        return [*(["env", *settings] if settings else []), *command, *served]
+        return with_settings([*command, *served], worker_settings())
 
     @staticmethod
     @contextmanager

@@ -247,8 +247,9 @@ class Watch:
         return identity(self._path) != self._identity
 
     def leave(self) -> None:
-        with contextlib.suppress(sqlite3.Error, OSError):  # whoever comes next does it, when the lock is free
+        with contextlib.suppress(sqlite3.Error, OSError):  # whoever comes next does it, now that the lock is free
             self._store.leave(self.number)
+        self._locks.drop(self.number)  # now: a thread that a method has left behind may keep the process for long
 
     def revive(self) -> None:
         """Let the jobs of workers that died run again."""

@@ -17,6 +17,8 @@ A minimal handler:
 
 from __future__ import annotations
 
+import logging
+import os
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 from .calls import Call
 from .errors import JobFailed, PerformError, type_name
+
+logger = logging.getLogger("backgrounded")
 
 PROTOCOL: Final = 1
 """The version of this contract. It changes when an adapter written for it would stop working."""
@@ -225,6 +229,28 @@ class Handler(Protocol):
 def kept_options(features: Sequence[Feature] | frozenset[Feature]) -> list[str]:
     """The names of the options that a handler with these features keeps."""
     return [option for option, feature in OPTION_FEATURES.items() if feature in features]
+
+
+_PASSED_ON: Final = ("BACKGROUNDED_ALLOW", "BACKGROUNDED_APP", "BACKGROUNDED_URL")
+
+
+def worker_settings() -> dict[str, str]:
+    """What a worker that is started from here has to find in its environment, for a `worker_command`."""
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
+def warn_without_app() -> None:
+    """Say so, if a worker that is started from here will know no code of the application."""
+    if not os.environ.get("BACKGROUNDED_APP"):
+        logger.warning(
+            "BACKGROUNDED_APP is not set: the worker will know no code of the application, and keep each job. "
+            "Set it to the modules to import, such as BACKGROUNDED_APP=shop.jobs."
+        )
+
+
+def with_settings(command: Sequence[str], settings: Mapping[str, str]) -> list[str]:
+    """A command with these settings in its environment, as a `worker_command` gives it."""
+    return ["env", *(f"{name}={value}" for name, value in settings.items()), *command] if settings else list(command)
 
 
 LONGEST_TRACEBACK: Final = 16_384

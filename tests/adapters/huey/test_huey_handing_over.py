@@ -29,7 +29,8 @@ from backgrounded_huey import _ledger, install
 from huey import FileHuey, Huey, MemoryHuey, PriorityRedisExpireHuey, RedisHuey, SqliteHuey
 from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
 from huey.storage import MemoryStorage
-from hueytools import eventually, stored
+from hueytools import stored
+from waiting import eventually
 
 from servers import free_port
 

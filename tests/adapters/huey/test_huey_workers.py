@@ -16,7 +16,8 @@ from backgrounded.testing import probe as probes
 from backgrounded.testing.probe import events
 from backgrounded_huey import HueyHandler
 from huey import PriorityRedisHuey
-from hueytools import Bomb, eventually
+from hueytools import Bomb
+from waiting import eventually
 
 HERE = Path(__file__).parent
 PLAIN = ["huey_consumer", "-k", "process", "hueyshop.jobs.huey"]

@@ -8,25 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-import pytest
+from waiting import eventually
 
 HERE = Path(__file__).parent
-T = TypeVar("T")
-
-
-def eventually(ask: Callable[[], T], seconds: float = 60, every: float = 0.02) -> T:
-    """The first true answer; fails with the last one when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while not (answer := ask()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds} s; at last it was {answer!r}")
-        time.sleep(every)
-    return answer
 
 
 def die_with_parent() -> None:

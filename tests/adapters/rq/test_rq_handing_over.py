@@ -19,7 +19,7 @@ from redis import Redis
 from redis.connection import Connection
 from rq import Queue
 from rqshop.jobs import Item, add
-from rqtools import eventually
+from waiting import eventually
 
 from servers import free_port
 

@@ -22,7 +22,8 @@ from redis.connection import Connection
 from rq import Queue, Worker
 from rq.job import Job as RQJob
 from rqshop.jobs import Item
-from rqtools import HERE, eventually
+from rqtools import HERE
+from waiting import eventually
 
 from needs import missing
 from servers import free_port

@@ -9,14 +9,12 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import backgrounded
-import pytest
 from backgrounded import Call
 from backgrounded.handlers.memory import MemoryHandler
 from backgrounded_sqlite import SQLiteHandler
@@ -25,17 +23,6 @@ from sqlite_contract import listed, query, sqlite_worker
 
 HERE = Path(__file__).parent
 NOBODY = 65534
-T = TypeVar("T")
-
-
-def eventually(ask: Callable[[], T], seconds: float = 60, every: float = 0.01) -> T:
-    """The first true answer; fails with the last one when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while not (answer := ask()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds} s; at last it was {answer!r}")
-        time.sleep(every)
-    return answer
 
 
 def row(handler: SQLiteHandler, id: str) -> dict[str, Any]:

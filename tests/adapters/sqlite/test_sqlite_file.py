@@ -18,7 +18,8 @@ from backgrounded import ConfigurationError, EnqueueError
 from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
 from sqlite_contract import query
-from sqlitetools import NOBODY, Workers, elsewhere, eventually, is_sound
+from sqlitetools import NOBODY, Workers, elsewhere, is_sound
+from waiting import eventually
 
 from needs import missing
 

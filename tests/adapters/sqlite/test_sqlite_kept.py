@@ -10,7 +10,8 @@ from backgrounded.testing.probe import Probe, Record, events, given
 from backgrounded_sqlite import SQLiteHandler
 from sqlite_contract import query
 from sqliteshop import Item
-from sqlitetools import Workers, eventually, made, row
+from sqlitetools import Workers, made, row
+from waiting import eventually
 
 REASON = b'{"reason":"It was a test.","code":"refused"}'
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from backgrounded_sqlite._alive import Locks
-from sqlitetools import eventually
+from waiting import eventually
 
 HOLD = """
 import os, sys

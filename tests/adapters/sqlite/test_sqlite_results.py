@@ -18,7 +18,8 @@ from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
 from sqlite_contract import query
 from sqliteshop import Item
-from sqlitetools import Workers, elsewhere, eventually, made, row
+from sqlitetools import Workers, elsewhere, made, row
+from waiting import eventually
 
 pytestmark = pytest.mark.worker
 

@@ -15,7 +15,8 @@ from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
 from sqlite_contract import query
 from sqliteshop import Item
-from sqlitetools import Workers, children, eventually, made
+from sqlitetools import Workers, children, made
+from waiting import eventually
 
 
 def holder(handler: SQLiteHandler, key: str) -> str | None:
