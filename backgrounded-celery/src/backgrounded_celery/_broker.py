@@ -1,0 +1,265 @@
+"""How does a message get to the broker, in bounded time, and where do jobs lie that were set aside?
+
+Messages go over connections of our own to the application's broker: with timeouts, with confirms where the broker has
+them, and never sent again by themselves. Celery's own `send_task` makes the message, so routes, serializers and
+compression are the application's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from functools import cached_property, lru_cache
+from typing import Any, Final
+
+from backgrounded import ConfigurationError
+from backgrounded.handler import Kept
+from celery import Celery
+from celery.backends.redis import RedisBackend
+from kombu.entity import Queue
+from kombu.pools import ProducerPool
+
+from ._records import Records
+from .task import TASK
+
+KEPT: Final = "backgrounded.kept"
+"""The queue of jobs that were set aside."""
+PATIENCE: Final = 2.0
+"""Seconds that a broker or a result backend has for each of its answers."""
+LONGEST_HOP: Final = 900.0
+"""Seconds for which a worker may hold a message that is not due. Redis hands a message that was not acknowledged to
+another worker after its visibility timeout, RabbitMQ closes the channel after 30 minutes. So a longer delay is carried
+in hops: the message is sent again until it is due."""
+CONNECTIONS: Final = 10
+
+
+@dataclass(frozen=True)
+class Message:
+    """One job on its way: all that a worker is told, and all that sends it again.
+
+    `priority` is the broker's, `due` in seconds since the epoch, `attempt` counts from 1. With an `exchange`, `queue`
+    is the routing key. `timeout` and `result_ttl` are seconds, `handler` is the alias that the call came by.
+    """
+
+    id: str
+    wire: Any
+    name: str
+    queue: str | None = None
+    exchange: str | None = None
+    priority: int | None = None
+    handler: str = "default"
+    due: float | None = None
+    attempt: int = 1
+    timeout: float | None = None
+    result_ttl: float | None = None
+
+    def beside(self) -> dict[str, Any]:
+        """What travels beside the wire."""
+        told = {"due": self.due, "timeout": self.timeout, "result_ttl": self.result_ttl}
+        if self.handler != "default":
+            told["handler"] = self.handler  # type: ignore[assignment] # a str among numbers
+        return {word: value for word, value in told.items() if value is not None}
+
+
+class Broker:
+    """An app's broker and result backend, over connections of our own. Made once for an app and a process."""
+
+    def __init__(self, app: Celery, patience: float = PATIENCE) -> None:
+        self.app = app
+        self.patience = patience
+        self._pool: Any = None
+        self._pid = 0
+        self._records: Records | None = None
+
+    # -- sending
+
+    def send(self, messages: Sequence[Message], sent: list[str] | None = None) -> None:
+        """Hand messages over: in one round trip where the transport can (kombu 5.7 on Redis), else one by one.
+
+        `sent` is filled with the ids of those that the broker has. Raises kombu's errors and OSError.
+        """
+        with self._producer() as producer:
+            at_once = len(messages) > 1 and getattr(producer, "supports_batch_publish", False)
+            with producer.batch() if at_once else nullcontext():
+                for message in messages:
+                    self._send(message, producer)
+                    if sent is not None and not at_once:
+                        sent.append(message.id)
+
+    def _send(self, message: Message, producer: Any) -> None:
+        moment = time.time()
+        late = message.due is not None and message.due > moment
+        eta = min(message.due or 0, moment + self.longest_hop) if late else None
+        where: dict[str, Any] = {"queue": message.queue}
+        if message.exchange:
+            where = {"exchange": message.exchange, "routing_key": message.queue}
+        self.app.send_task(
+            TASK,
+            args=(message.wire,),
+            kwargs=message.beside(),
+            task_id=message.id,
+            shadow=message.name,
+            argsrepr="(...)",
+            kwargsrepr="{...}",
+            eta=None if eta is None else datetime.fromtimestamp(eta, timezone.utc),
+            retries=message.attempt - 1,
+            time_limit=hard_limit(message.timeout),
+            # The outcome stands in our record. For a result of its own Celery would SUBSCRIBE before it sends, and try
+            # again for 19 seconds where the result backend is down.
+            ignore_result=True,
+            add_to_parent=False,
+            retry=False,
+            delivery_mode=2,
+            priority=message.priority,
+            producer=producer,
+            **{word: value for word, value in where.items() if value is not None},
+        )
+
+    @property
+    def longest_hop(self) -> float:
+        return min(LONGEST_HOP, self.visibility_timeout / 2)
+
+    @property
+    def visibility_timeout(self) -> float:
+        """Seconds after which the transport hands a message on that was not acknowledged, as Redis does."""
+        return float((self.app.conf.broker_transport_options or {}).get("visibility_timeout", 3600))
+
+    @contextmanager
+    def _producer(self) -> Iterator[Any]:
+        if self._pid != os.getpid():  # a connection is of one process: after a fork both would read from it
+            self._pool, self._pid = ProducerPool(self._connection().Pool(CONNECTIONS), CONNECTIONS), os.getpid()
+        with self._pool.acquire(block=True, timeout=self.patience) as producer:
+            try:
+                yield producer
+            except BaseException:
+                # What comes late on this connection would be taken for the answer to the next message.
+                if producer.connection.connected:
+                    producer.connection.collect()
+                raise
+
+    def close(self) -> None:
+        """Close the connections to the broker; the next use makes new ones."""
+        pool, self._pool, self._pid = self._pool, None, 0
+        if pool is not None:
+            pool.connections.force_close_all()
+
+    def _connection(self) -> Any:
+        connection = self.app.connection_for_write(connect_timeout=self.patience)
+        bounds: dict[str, Any] = {"max_retries": 0}
+        kind = connection.transport.driver_type
+        if kind == "redis":
+            bounds |= {"socket_timeout": self.patience, "socket_connect_timeout": self.patience}
+            bounds |= {"retry_on_timeout": False}
+        elif kind == "amqp":
+            bounds |= {"read_timeout": self.patience, "write_timeout": self.patience, "confirm_publish": True}
+        connection.transport_options = {**connection.transport_options, **bounds}
+        return connection
+
+    @cached_property
+    def transport(self) -> str:
+        """What kind of broker it is: "redis", "amqp", "memory", ... Nothing is connected."""
+        return str(self.app.connection_for_write().transport.driver_type)
+
+    # -- what is known
+
+    @property
+    def records(self) -> Records | None:
+        """The records in the app's result backend; None where that is no Redis."""
+        if self._records is None and isinstance(self.app.backend, RedisBackend):
+            backend = type(self.app.backend)(app=self.app, url=self.app.backend.url)
+            bounds = {"socket_timeout", "socket_connect_timeout"} & backend.connparams.keys()  # a socket has one only
+            backend.connparams |= dict.fromkeys(bounds, self.patience)
+            prefix = _text(backend.task_keyprefix).removesuffix(_text(RedisBackend.task_keyprefix))
+            self._records = Records(backend.client, prefix)
+        return self._records
+
+    # -- what was set aside
+
+    def keep(self, message: Message, reason: str, code: str) -> None:
+        """Put a job aside, confirmed by the broker when this returns."""
+        with self._producer() as producer:
+            producer.publish(
+                {"reason": reason, "code": code, **asdict(message)},
+                exchange="",
+                routing_key=KEPT,
+                declare=[Queue(KEPT)],
+                serializer="json",
+                delivery_mode=2,
+                retry=False,
+            )
+
+    def kept(self) -> list[Kept]:
+        """The jobs that were set aside, oldest first; one for each id."""
+        with self._taken_out() as found:
+            kept = {
+                message.id: Kept(message.id, str(body.get("reason")), message.wire, message.name, str(body.get("code")))
+                for message, body, _ in found
+            }
+            return list(kept.values())
+
+    @contextmanager
+    def take(self, id: str) -> Iterator[Message]:
+        """The kept job of this id, which is kept no more if the block succeeds. Raises ConfigurationError."""
+        with self._taken_out() as found:
+            mine = [item for item in found if item[0].id == id]
+            if not mine:
+                raise ConfigurationError(f"No job {id!r} is kept here.")
+            yield mine[0][0]
+            for _, _, delivery in mine:
+                delivery.ack()
+
+    @contextmanager
+    def _taken_out(self) -> Iterator[list[tuple[Message, Mapping[str, Any], Any]]]:
+        """All that is kept, taken out of the queue and put back: a broker's queue cannot be looked into otherwise.
+
+        A process that dies inside leaves them to the broker, which puts them back (Redis after the visibility timeout).
+        """
+        found: list[tuple[Message, Any, Any]] = []
+        with self._connection() as connection, connection.channel() as channel:
+            queue = Queue(KEPT)(channel)
+            queue.declare()
+            deliveries: list[Any] = []
+            try:
+                while (delivery := queue.get(accept=["json"])) is not None:
+                    deliveries.append(delivery)
+                    with suppress(ValueError, TypeError, KeyError, AttributeError):  # somebody else's message
+                        body: Any = delivery.payload
+                        found.append((_message_from(body), body, delivery))
+                yield found
+            finally:
+                for delivery in deliveries:
+                    if not delivery.acknowledged:
+                        delivery.requeue()
+
+
+_FIELDS: Final = tuple(field.name for field in fields(Message))
+
+
+def _message_from(body: Mapping[str, Any]) -> Message:
+    return Message(**{name: body[name] for name in _FIELDS if name in body})
+
+
+@lru_cache(maxsize=8)
+def broker_of(app: Celery) -> Broker:
+    """The broker of an app, as a worker uses it."""
+    return Broker(app)
+
+
+def hard_limit(timeout: float | None) -> float | None:
+    """Seconds after which Celery kills the process: a method that no signal reaches. Later than any limit of ours:
+    importing the application and running the method have the timeout each."""
+    return None if timeout is None else 2 * timeout + 10
+
+
+def never_sent(error: BaseException) -> bool:
+    """Whether the broker certainly did not take a message: it was not reached."""
+    causes = [error, error.__cause__, error.__context__]
+    return any(isinstance(cause, ConnectionRefusedError) or "connecting to" in str(cause) for cause in causes)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,254 @@
+"""What happens in a run, and how is carried out what the core decides about it?
+
+Run again is a new message and Celery's word `Retry`; set aside is a message in the queue `backgrounded.kept`, sent
+before this one is acknowledged; how it ended is written into the job's record.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import backgrounded
+from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_from, failure_record
+from billiard.process import current_process
+from celery.exceptions import (
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskPredicate,
+    TaskRevokedError,
+    WorkerShutdown,
+    WorkerTerminate,
+)
+from redis.exceptions import RedisError
+
+from ._broker import Broker, Message, broker_of
+from .task import TASK
+
+logger = logging.getLogger("backgrounded")
+
+RESULT_TTL: Final = 86_400.0
+EARLY: Final = 0.1
+"""Seconds by which a worker's clock may be early: so much is slept, more is another hop."""
+STORE_AWAY: Final = 5.0
+"""Seconds after which a job is tried again whose record could not be reached."""
+
+
+def run(task: Any, args: Any, beside: Any) -> None:
+    """Run the call in the one argument, a wire, with what `Message.beside` says. Anybody may have written both."""
+    here = str(Path.cwd())
+    if here not in sys.path:  # `celery -A shop` takes it out again when it has imported the app
+        sys.path.append(here)
+    message, broker = message_of(task, args, beside), broker_of(task.app)
+    if task.request.is_eager:
+        _perform_eagerly(message)
+        return
+    if message.due is not None and (early := message.due - time.time()) > 0:
+        if early > EARLY:
+            _send_again(broker, message)
+            return
+        time.sleep(early)
+    deaths = _begin(broker, message)
+    if deaths is not None or broker.records is None:
+        _perform(task, message, broker, deaths)
+
+
+def message_of(task: Any, args: Any, beside: Any) -> Message:
+    """The message that brought this run, as far as it can be believed."""
+    request, delivery = task.request, task.request.delivery_info or {}
+    exchange = delivery.get("exchange")
+    handler = beside.get("handler", "default")
+    return Message(
+        id=str(request.id),
+        wire=args[0] if len(args) == 1 else list(args),
+        name=printable(getattr(request, "shadow", None) or TASK),
+        queue=delivery.get("routing_key"),
+        exchange=exchange or None,
+        priority=delivery.get("priority"),
+        handler=handler if isinstance(handler, str) else "default",
+        due=_number(beside.get("due")),
+        attempt=request.retries + 1 if isinstance(request.retries, int) and request.retries > 0 else 1,
+        timeout=_number(beside.get("timeout")),
+        result_ttl=_number(beside.get("result_ttl")),
+    )
+
+
+def _number(value: Any) -> float | None:
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return value if is_one else None
+
+
+def printable(text: Any) -> str:
+    """A text from the broker for a line of a log: without line ends and control characters, and not long."""
+    return "".join(char if char.isprintable() else "?" for char in str(text)[:300])
+
+
+# -- one run
+
+
+def _begin(broker: Broker, message: Message) -> int | None:
+    """Begin the run: how many workers have died on it, if that is counted. None: it must not run, or nobody knows."""
+    if broker.records is None:
+        return None
+    try:
+        state, deaths = broker.records.begin(message.id)
+    except (RedisError, OSError) as error:
+        logger.exception("%s waits: its record cannot be reached", message.name, extra={"job_id": message.id})
+        _send_again(broker, replace(message, due=time.time() + STORE_AWAY))
+        raise Retry(exc=error, when=STORE_AWAY) from error
+    if state is not State.RUNNING:
+        logger.info("%s is not run: it is %s", message.name, state, extra={"job_id": message.id})
+        return None
+    return deaths
+
+
+def _perform(task: Any, message: Message, broker: Broker, deaths: int | None) -> None:
+    try:
+        value = _run(task, message, deaths)
+    except Again as again:
+        _again(broker, message, again)
+    except Skip as skip:
+        end(broker, message, skip.state, None)
+    except Keep as keep:
+        _keep(broker, message, keep)
+        raise (keep.__cause__ or keep) from None
+    except (WorkerShutdown, WorkerTerminate, KeyboardInterrupt):
+        raise  # a solo worker is told to end: that is no failure of the method
+    except BaseException as error:
+        record = failure_record(error)
+        end(broker, message, State.FAILED, record)
+        if _is_a_word_of_celery(error):
+            raise failure_from(record) from None
+        raise
+    else:
+        end(broker, message, State.SUCCEEDED, value)
+
+
+def _run(task: Any, message: Message, deaths: int | None) -> Any:
+    if message.timeout is not None and not _has_alarm():
+        reason = f"Its timeout of {message.timeout:g} s needs a process of its own: celery worker --pool prefork."
+        logger.error("kept a job: %s", reason, extra={"job_id": message.id, "job_state": "kept"})
+        raise Keep(reason, "timeout")
+    delivery = Delivery(
+        handler=message.handler,
+        queue=message.queue,
+        attempt=message.attempt,
+        deaths=deaths,
+        engine_id=message.id,
+        deadline=None if message.timeout is None else time.time() + message.timeout,
+        redelivered=bool((task.request.delivery_info or {}).get("redelivered")),
+    )
+    return backgrounded.perform(
+        message.wire, delivery, fallback=lambda: _handler_of(task), limit=lambda: _limit(message.timeout)
+    )
+
+
+def _handler_of(task: Any) -> Any:
+    """A handler for nested calls, where this worker has configured none: the same app."""
+    from ._handler import CeleryHandler  # here, not above: most workers need no handler
+
+    return CeleryHandler(app=task.app)
+
+
+def _has_alarm() -> bool:
+    """Whether this is a process of the prefork pool, where a method runs in the main thread and alone."""
+    return bool(current_process().daemon) and hasattr(signal, "setitimer")
+
+
+@contextmanager
+def _limit(seconds: float | None) -> Iterator[None]:
+    """A stretch of the run under the job's time limit, which is a TimeoutError on every engine.
+
+    Not Celery's own soft limit: its signal comes from the worker's main process at any moment between taking the job
+    and the worker's hearing of its end, so it may hit what writes the outcome down. What is raised in the method is
+    Celery's word: a TimeoutError would be swallowed by an `except OSError` round any request.
+    """
+    if seconds is None:
+        yield
+        return
+    try:
+        before = signal.signal(signal.SIGALRM, _ring)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    except SoftTimeLimitExceeded as error:
+        raise TimeoutError(f"stopped after its timeout of {seconds:g} seconds") from error
+
+
+def _ring(*_: Any) -> None:
+    raise SoftTimeLimitExceeded
+
+
+def _is_a_word_of_celery(error: BaseException) -> bool:
+    """Whether Celery would take a method's own exception for an order, or let the whole process end."""
+    return not isinstance(error, Exception) or isinstance(error, (TaskPredicate, TaskRevokedError, MemoryError))
+
+
+# -- what is decided, carried out
+
+
+def _again(broker: Broker, message: Message, again: Again) -> None:
+    due = time.time() + again.seconds if again.seconds > 0 else None
+    if broker.records is not None:
+        with _noted(message):
+            broker.records.again(message.id, due)
+    _send_again(broker, replace(message, due=due, attempt=message.attempt + 1))
+    raise Retry(exc=again.__cause__, when=again.seconds) from None
+
+
+def _send_again(broker: Broker, message: Message) -> None:
+    """Send it once more; where that fails, the broker has to hand this one over again."""
+    try:
+        broker.send([message])
+    except Exception as error:
+        raise Reject(error, requeue=True) from error
+
+
+def _keep(broker: Broker, message: Message, keep: Keep) -> None:
+    try:
+        broker.keep(message, keep.reason, keep.code)
+    except Exception as error:
+        raise Reject(error, requeue=True) from error
+    end(broker, message, State.KEPT, {"reason": keep.reason, "code": keep.code})
+
+
+def end(broker: Broker, message: Message, state: State, outcome: Any) -> None:
+    """Write down how a job ended. What cannot be written is logged: the job has ended all the same."""
+    if broker.records is not None:
+        seconds = None if state is State.KEPT else message.result_ttl or RESULT_TTL
+        with _noted(message):
+            broker.records.end(message.id, state, outcome, seconds)
+
+
+@contextmanager
+def _noted(message: Message) -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError):
+        logger.exception("the record of %s could not be written", message.name, extra={"job_id": message.id})
+
+
+def _perform_eagerly(message: Message) -> None:
+    """With task_always_eager: here and now, retries without waits, as Celery does it. Nothing is written down."""
+    while True:
+        try:
+            backgrounded.perform(message.wire, Delivery(handler=message.handler, attempt=message.attempt))
+            return
+        except Again:
+            message = replace(message, attempt=message.attempt + 1)
+        except Skip:
+            return
+        except Keep as keep:
+            raise (keep.__cause__ or keep) from None

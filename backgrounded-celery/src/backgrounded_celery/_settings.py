@@ -1,0 +1,204 @@
+"""Which app is it, what does it keep, and what does it promise?"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode
+
+from backgrounded import ConfigurationError
+from backgrounded.handler import Feature, Guarantees
+from celery import Celery
+from celery.app.utils import find_app
+
+from ._broker import Broker
+from .task import TASK
+
+VISIBILITY: Final = 3_600.0
+"""Seconds after which Redis hands a message on that was not acknowledged: kombu's own default."""
+
+ALWAYS: Final = frozenset(
+    {
+        Feature.QUEUES,
+        Feature.DELAY,
+        Feature.RETRY,
+        Feature.RETRY_WAIT,
+        Feature.TIMEOUT,
+        Feature.EXPIRES,
+        Feature.BULK,
+        Feature.KEPT,
+        Feature.WORKER,
+    }
+)
+WITH_RECORDS: Final = frozenset({Feature.UNIQUE, Feature.RESULTS, Feature.RESULT_TTL, Feature.STATE, Feature.CANCEL})
+"""What needs a Redis result backend."""
+EVERYTHING: Final = ALWAYS | WITH_RECORDS | {Feature.PRIORITY}
+EAGER: Final = frozenset({Feature.QUEUES, Feature.PRIORITY, Feature.RETRY, Feature.RESULT_TTL})
+"""What a job can have that runs inside of its call."""
+
+
+def features_of(broker: Broker) -> frozenset[Feature]:
+    if broker.app.conf.task_always_eager:
+        return EAGER
+    found = ALWAYS
+    if broker.records is not None:
+        found |= WITH_RECORDS
+    if broker.transport == "redis":
+        found |= {Feature.PRIORITY}
+    return found
+
+
+def redis_priority(priority: int | None) -> int:
+    """Ours, higher first and 5 where none is given, as kombu has it on Redis: 0 first, and first also where none is."""
+    return 9 - (5 if priority is None else priority)
+
+
+# -- which app
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an app of our own has its broker and its results, and what is its own: all that a worker has to know."""
+
+    broker: str
+    result_backend: str | None = None
+    visibility_timeout: float | None = None
+    queue: str = "default"
+
+    @classmethod
+    def of(cls, url: str, **given: Any) -> Place:
+        """What a URL says, such as redis://host/0?visibility_timeout=600, and what is given beside it."""
+        if not url.startswith(("redis://", "rediss://")):
+            raise ConfigurationError(
+                f"celery: url must be redis://host:port/db, got the scheme {url.partition(':')[0]!r}. "
+                "For any other broker give an app that you configured: app='shop.celery:app'."
+            )
+        broker, _, query = url.partition("?")
+        said = dict(parse_qsl(query, keep_blank_values=True))
+        ours: dict[str, Any] = {word: said.pop(word) for word in _IN_URL if word in said}
+        words = ours | {word: value for word, value in given.items() if value is not None}
+        if "visibility_timeout" in words:
+            words["visibility_timeout"] = _check_visibility(words["visibility_timeout"])
+        return cls(broker + (f"?{urlencode(said)}" if said else ""), **words)
+
+    @property
+    def url(self) -> str:
+        """All of it as one URL."""
+        words = {word: getattr(self, word) for word in _IN_URL if getattr(self, word) != getattr(Place, word)}
+        return self.broker + ("&" if "?" in self.broker else "?") * bool(words) + urlencode(words)
+
+    def app(self) -> Celery:
+        """An app with the settings that make the promises true."""
+        backend = self.result_backend or self.broker
+        app = Celery("backgrounded", broker=self.broker, backend=backend, set_as_current=False)
+        app.conf.update(
+            accept_content=["json"],
+            broker_connection_retry_on_startup=True,
+            broker_transport_options={"visibility_timeout": self.visibility_timeout or VISIBILITY},
+            result_serializer="json",
+            task_default_queue=self.queue,
+            task_serializer="json",
+            worker_prefetch_multiplier=1,
+        )
+        return app
+
+
+_IN_URL: Final = ("result_backend", "visibility_timeout", "queue")
+
+
+def _check_visibility(seconds: Any) -> float:
+    try:
+        return float(check_seconds("visibility_timeout", float(seconds) if isinstance(seconds, str) else seconds))
+    except ValueError:
+        raise ConfigurationError(f"celery: visibility_timeout: must be seconds, got {seconds!r}.") from None
+
+
+def find(name: str) -> Celery:
+    """The app of a name such as "shop.celery:app", as `celery -A` finds it. Raises ConfigurationError."""
+    try:
+        app = find_app(name)
+    except Exception as error:
+        raise ConfigurationError(f"celery: app={name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(app, Celery):
+        raise ConfigurationError(f"celery: app={name!r} is no Celery app.")
+    return app
+
+
+def is_loaded(name: str) -> bool:
+    """Whether the module of an app's name has been imported to its end. Unknown, so no, of a name without an attribute:
+    `celery -A shop` may mean shop.celery."""
+    path, colon, _ = name.partition(":")
+    module = sys.modules.get(path) if colon else None
+    return module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False)
+
+
+def name_of(app: Celery) -> str:
+    """The name under which `celery -A` finds an app. Raises ConfigurationError."""
+    for name in filter(None, [app.main]):
+        try:
+            if find(name) is app:
+                return str(name)
+        except ConfigurationError:
+            continue
+    raise ConfigurationError('celery: a worker finds an app by name: configure("celery", app="shop.celery:app").')
+
+
+# -- what is promised
+
+
+def guarantees_of(broker: Broker) -> Guarantees:
+    """What is promised with an app's settings. On Redis "at-least-once" is not, on RabbitMQ it is."""
+    if broker.app.conf.task_always_eager:
+        return Guarantees(notes=("task_always_eager: a job runs inside of its call, and nothing is written down.",))
+    notes, late = tuple(_notes(broker)), _is_acknowledged_late(broker.app.conf)
+    if broker.transport == "redis":
+        return Guarantees(notes=notes)
+    if broker.transport == "amqp":
+        return Guarantees("at-least-once", recovery_s=10.0, notes=notes) if late else Guarantees(notes=notes)
+    return Guarantees(notes=(f"The broker ({broker.transport}) is not one that these promises were tested on.", *notes))
+
+
+def _notes(broker: Broker) -> Iterator[str]:
+    conf, visibility = broker.app.conf, broker.visibility_timeout
+    yield f"A hand-over has {broker.patience:g} s for each answer of the broker, and is never sent again by itself."
+    if broker.transport == "redis":
+        yield (
+            "A worker that is killed in the moment between taking a message from Redis and noting that it has it loses "
+            "it: of 5 workers frozen and killed at an empty queue, 4 did."
+        )
+        yield (
+            f"A job whose worker is killed runs again after the visibility timeout ({visibility:g} s) and up to 100 s; "
+            "at once where only the pool's process died."
+        )
+        yield f"A job that runs for longer than the visibility timeout ({visibility:g} s) is begun a second time."
+        yield "What Redis acknowledged survives its death only with appendonly."
+    if broker.transport == "amqp":
+        yield "A job whose worker is killed runs again as soon as RabbitMQ misses its connection."
+        yield "A job that runs for longer than RabbitMQ's consumer_timeout (30 minutes) is begun a second time."
+        yield "Each hand-over is confirmed by the broker; a queue that is not durable is lost with it all the same."
+    if broker.records is None:
+        yield "Without a Redis result backend (result_backend='redis://...') the deaths of workers are not counted."
+    if conf.worker_prefetch_multiplier != 1:
+        yield "Set worker_prefetch_multiplier = 1: what a worker has prefetched waits for it, however urgent or late."
+    if conf.task_time_limit or conf.task_soft_time_limit:
+        yield "task_time_limit and task_soft_time_limit of the app stop jobs of ours, too."
+    if not _is_acknowledged_late(conf):
+        yield "task_annotations of the app set acks_late=False: a job is lost with its worker."
+
+
+def _is_acknowledged_late(conf: Any) -> bool:
+    """Whether the app leaves our task as it is: a message is acknowledged when its run is over."""
+    annotations = conf.task_annotations
+    if not isinstance(annotations, dict):
+        return not annotations
+    said = {**annotations.get("*", {}), **annotations.get(TASK, {})}
+    return bool(said.get("acks_late", True))
+
+
+def check_seconds(name: str, seconds: Any) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+        raise ConfigurationError(f"celery: {name}: must be seconds above 0, got {seconds!r}.")
+    return seconds

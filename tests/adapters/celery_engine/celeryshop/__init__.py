@@ -1,0 +1,1 @@
+"""An application that uses Celery, as it was before anybody thought of `backgrounded`."""

@@ -1,0 +1,30 @@
+"""The application's own app, with settings of its own."""
+
+from __future__ import annotations
+
+import os
+
+from celery import Celery
+
+app = Celery(
+    "celeryshop.celery", broker=os.environ["CELERYSHOP_BROKER"], backend=os.environ.get("CELERYSHOP_RESULTS") or None
+)
+app.conf.update(
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={
+        "visibility_timeout": float(os.environ.get("CELERYSHOP_VISIBILITY", "3600")),
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+    },
+    task_default_queue="shop",
+    task_routes={"celeryshop.*": {"queue": "tasks"}},
+    # What an application may set for its own tasks, and must not change ours.
+    task_acks_on_failure_or_timeout=False,
+    task_annotations={"celeryshop.celery.greet": {"rate_limit": "100/s"}},
+    task_default_priority=3,
+)
+
+
+@app.task(shared=False)  # these tests have several apps in one process
+def greet(name: str) -> str:
+    return f"hello {name}"

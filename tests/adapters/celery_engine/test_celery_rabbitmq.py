@@ -1,0 +1,96 @@
+"""What is different on RabbitMQ, beyond what the contract sees?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import backgrounded
+import pytest
+from backgrounded import BatchError, EnqueueError
+from backgrounded_celery import CeleryHandler
+from celery import Celery
+from celery.signals import before_task_publish
+from celery_rabbit import Node, rabbitmq_server
+from celeryshop.jobs import Item
+from celerytools import eventually, starts
+
+pytestmark = pytest.mark.worker
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with rabbitmq_server() as node:
+        yield node
+
+
+@pytest.fixture
+def handler(node: Node, shop_url: str) -> Iterator[Any]:
+    app = Celery(uuid.uuid4().hex, broker=node.url, backend=shop_url, set_as_current=False)
+    with backgrounded.using("celery", app=app) as handler:
+        yield handler
+        handler.close()
+
+
+def test_a_job_of_a_killed_worker_runs_again_at_once(handler, node, start_worker, oracle):
+    job = Item(oracle).backgrounded(queue="killed").hang(deaf=False)
+    for count in (1, 2):
+        with start_worker("-Q", "killed", "--pool", "solo", CELERYSHOP_BROKER=node.url) as worker:
+            ready = time.monotonic()
+            eventually(lambda count=count: len(starts(oracle, job.id)) == count)
+            assert time.monotonic() - ready < handler.guarantees.recovery_s
+            worker.process.kill()
+            worker.process.wait()
+    assert handler.guarantees.delivery == "at-least-once"
+
+
+def test_a_frozen_broker_is_one_error_in_two_seconds(handler, node):
+    Item("x").backgrounded(queue="nobody").give(1)
+    fresh = CeleryHandler(app=Celery("fresh", broker=node.url, set_as_current=False))
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        for tried in (handler, fresh):
+            started = time.monotonic()
+            with backgrounded.using(tried), pytest.raises(EnqueueError):
+                Item("x").backgrounded(queue="nobody").give(1)
+            assert time.monotonic() - started < 2.5
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+        fresh.close()
+    eventually(lambda: _is_sent(handler))
+
+
+def _is_sent(handler: CeleryHandler) -> bool:
+    try:
+        Item("x").backgrounded(queue="nobody").give(1)
+    except EnqueueError:
+        return False
+    return True
+
+
+def test_a_batch_that_stops_half_way_says_what_became_of_each(handler, node):
+    """RabbitMQ takes messages one by one."""
+    eventually(lambda: _is_sent(handler))
+    published: list[str] = []
+
+    def freeze_at_the_third(headers: Any = None, **_: Any) -> None:
+        published.append(headers["id"])
+        if len(published) == 3:
+            os.kill(node.pid, signal.SIGSTOP)
+
+    before_task_publish.connect(freeze_at_the_third)
+    try:
+        with pytest.raises(BatchError) as failed, backgrounded.batch() as jobs:  # noqa: PT012 # raises at its exit
+            for number in range(5):
+                Item("x").backgrounded(queue="nobody").give(number)
+    finally:
+        before_task_publish.disconnect(freeze_at_the_third)
+        os.kill(node.pid, signal.SIGCONT)
+    ids = [job.id for job in jobs]
+    error = failed.value
+    assert (list(error.sent), list(error.unknown), list(error.unsent)) == (ids[:2], ids[2:3], ids[3:])
+    assert [job.state for job in jobs[3:]] == ["unsent", "unsent"]

@@ -1,0 +1,347 @@
+"""What do Celery's workers do with our jobs: which pools, what they say, how jobs die, who finds what is left?"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import backgrounded
+import kombu.transport.redis
+import pytest
+import redis
+from backgrounded import InvalidOption, JobFailed, NoResult, Retry
+from backgrounded.handler import Feature
+from backgrounded.testing.probe import events
+from backgrounded_celery import CeleryHandler
+from celery import Celery
+from celeryshop.jobs import Item
+from celerytools import eventually, starts
+
+from servers import redis_server
+
+pytestmark = pytest.mark.worker
+CANARY = "canary-4711"
+SWEEPS_OFTEN = hasattr(kombu.transport.redis.Channel, "unacked_restore_interval")
+"""Before 5.7 kombu looks every 100 s for what was not acknowledged, and cannot be told otherwise."""
+
+
+# -- an application that never heard of us
+
+
+def test_the_task_is_found_by_the_worker_of_an_app_that_never_heard_of_us(handler, shop, shop_worker, oracle):
+    job = Item(oracle).backgrounded.give([1, (2,)])
+    assert job.result(timeout=60) == [1, (2,)]
+    assert starts(oracle, job.id)[0].job["queue"] == "shop"
+    assert shop.tasks["celeryshop.celery.greet"].delay("you").get(timeout=60) == "hello you"
+
+
+def test_every_start_of_celery_loads_next_to_nothing_of_ours():
+    script = (
+        "import sys, celery.bin.celery as c; before = set(sys.modules)\n"
+        "assert 'backgrounded' in c.celery.commands, list(c.celery.commands)\n"
+        "print(*sorted(name for name in sys.modules if name.startswith(('backgrounded', 'redis'))))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "backgrounded_celery.task" in loaded
+    assert not {"backgrounded_celery._handler", "backgrounded_celery._broker", "redis"} & {*loaded}
+
+
+def test_the_command_says_what_an_app_promises(shop_url):
+    given = {"CELERYSHOP_BROKER": shop_url, "CELERYSHOP_RESULTS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **given}
+    command = [sys.executable, "-m", "celery", "-A", "celeryshop.celery", "backgrounded"]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "priority" in told.splitlines()[0]
+    assert "unique" not in told.splitlines()[0]
+    assert "worker_prefetch_multiplier = 1" in told
+    assert "result_backend" in told
+
+
+def test_an_app_is_looked_up_by_its_name_at_the_first_use(handler, shop, monkeypatch):
+    import celeryshop
+
+    monkeypatch.delitem(sys.modules, "celeryshop.celery")
+    monkeypatch.delattr(celeryshop, "celery")
+    monkeypatch.setenv("CELERYSHOP_RESULTS", "rpc://")
+    with backgrounded.using("celery", url="celeryshop.celery:app") as named:
+        assert "celeryshop.celery" not in sys.modules
+        assert Feature.RESULTS in named.features
+        with pytest.raises(backgrounded.UnsupportedOption, match="unique"):
+            Item("x").backgrounded(unique="key").give(1)
+        assert Feature.RESULTS not in named.features
+        assert named.app is sys.modules["celeryshop.celery"].app
+    with (
+        backgrounded.using("celery", app="celeryshop.nowhere:app"),
+        pytest.raises(backgrounded.ConfigurationError, match="nowhere"),
+    ):
+        Item("x").backgrounded.give(1)
+
+
+def test_the_directory_in_which_a_worker_starts_is_enough(handler, shop_url, start_worker, tmp_path, oracle):
+    """Celery takes it from the path when it has imported the app."""
+    shutil.copytree(Path(__file__).parent / "celeryshop", tmp_path / "cwdshop")
+    (tmp_path / "cwdshop" / "__init__.py").write_text("")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        from cwdshop.jobs import Item as Here
+    finally:
+        sys.path.remove(str(tmp_path))
+    home = ["env", "-C", str(tmp_path), "celery", "-A", "cwdshop.celery"]
+    with start_worker("-Q", "cwd", BACKGROUNDED_APP="cwdshop.jobs", PYTHONPATH="", before=" ".join(home)):
+        assert Here(oracle).backgrounded(queue="cwd").give(1).result(timeout=60) == 1
+
+
+def test_a_nested_call_goes_back_where_its_job_came_from(handler, shop_worker, oracle):
+    """This worker has configured nothing."""
+    job = Item(oracle).backgrounded.nest("shop")
+    assert backgrounded.job(job.result(timeout=60)).result(timeout=60) == "nested"
+
+
+# -- what they say
+
+
+def test_arguments_are_nowhere_but_in_the_message(handler, shop, shop_worker, oracle, caplog):
+    told = []
+    with shop.connection_for_read() as connection:
+        receiver = shop.events.Receiver(connection, handlers={"*": told.append})
+
+        with receiver.consumer_context(wakeup=False) as (listening, _, _):
+
+            def hears(enough: Callable[[], bool]) -> bool:
+                with contextlib.suppress(TimeoutError):
+                    listening.drain_events(timeout=1)
+                return enough()
+
+            eventually(lambda: hears(lambda: "worker-heartbeat" in {event["type"] for event in told}))
+            item = Item(oracle)
+            jobs = [
+                item.backgrounded.give(CANARY, CANARY),
+                item.backgrounded.fail("no luck", CANARY),
+                item.backgrounded(retry=Retry(1, wait=0.2)).fail("no luck", CANARY),
+                item.backgrounded(expires=0.000_001).give(1, CANARY),
+                item.backgrounded(delay=5).give(2, CANARY),
+            ]
+            eventually(lambda: shown_by(shop))
+            shown = shown_by(shop)
+            for job in jobs:
+                job.wait(timeout=60)
+            ends = ("task-succeeded", "task-failed")
+            eventually(lambda: hears(lambda: sum(event["type"] in ends for event in told) == len(jobs)))
+    assert "celeryshop.jobs.Item.give" in shown
+    assert {event["name"] for event in told if event["type"] == "task-received"} == {
+        "celeryshop.jobs.Item.give",
+        "celeryshop.jobs.Item.fail",
+    }
+    assert "Task celeryshop.jobs.Item.give[" in shop_worker.log
+    everything = f"{shown}{told}{shop_worker.log}{caplog.text}{jobs!r}{[job.exception() for job in jobs[:2]]}"
+    assert CANARY not in everything
+
+
+def shown_by(app: Celery) -> str:
+    """What `celery inspect scheduled` shows, when it shows anything."""
+    found = app.control.inspect(timeout=1).scheduled() or {}
+    return json.dumps(found) if any(found.values()) else ""
+
+
+# -- pools
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_other_pools_run_fail_and_retry_and_set_aside_what_has_a_limit(handler, start_worker, oracle, pool):
+    item = Item(oracle)
+    with start_worker("-Q", pool, "--pool", pool):
+        good, bad = item.backgrounded(queue=pool).give(1), item.backgrounded(queue=pool, retry=2).fail()
+        limited = item.backgrounded(queue=pool, timeout=5).give(1)
+        late = item.backgrounded(queue=pool, delay=0.5).give(2)
+        assert good.result(timeout=60) == 1
+        with pytest.raises(JobFailed, match="no luck"):
+            bad.result(timeout=60)
+        with pytest.raises(NoResult, match="--pool prefork"):
+            limited.result(timeout=60)
+        assert late.result(timeout=60) == 2
+    assert len(starts(oracle, bad.id)) == 3
+    assert starts(oracle, limited.id) == []
+    handler.forget(limited.id)
+
+
+# -- time limits
+
+
+def test_a_limit_is_not_swallowed_by_what_bears_failing_requests(handler, shop_worker, oracle):
+    job = Item(oracle).backgrounded(timeout=1).swallow()
+    with pytest.raises(JobFailed, match="stopped after its timeout of 1 seconds") as failed:
+        job.result(timeout=60)
+    assert failed.value.type_name == "TimeoutError"
+    assert events(oracle, "cleaned up")
+
+
+def test_a_method_that_no_signal_reaches_ends_with_its_process_and_the_worker_goes_on(handler, shop_worker, oracle):
+    job = Item(oracle).backgrounded(timeout=0.5).hang(deaf=True)
+    with pytest.raises(JobFailed, match="killed after 11 seconds"):
+        job.result(timeout=60)
+    assert Item(oracle).backgrounded.give(1).result(timeout=60) == 1
+    assert len(starts(oracle, job.id)) == 1
+
+
+def test_a_limit_beyond_the_visibility_timeout_is_refused(handler):
+    with pytest.raises(InvalidOption, match="visibility_timeout"):
+        Item("x").backgrounded(timeout=3600).give(1)
+
+
+# -- deaths
+
+
+def test_a_job_that_kills_its_process_is_begun_three_times_and_then_kept(handler, shop_worker, oracle):
+    survivor, poison = Item(oracle).backgrounded.die(2), Item(oracle).backgrounded.die(99)
+    assert survivor.result(timeout=60) == "survived"
+    with pytest.raises(NoResult, match="3 workers died"):
+        poison.result(timeout=60)
+    assert [len(starts(oracle, job.id)) for job in (survivor, poison)] == [3, 3]
+    assert {event.attempt for event in starts(oracle, poison.id)} == {1}
+    handler.forget(poison.id)
+
+
+def test_deaths_are_no_failures_and_each_attempt_may_have_its_own(handler, shop_worker, oracle):
+    job = Item(oracle).backgrounded(retry=2).die_once_in_every_attempt()
+    with pytest.raises(JobFailed, match="no luck"):
+        job.result(timeout=60)
+    assert [event.attempt for event in starts(oracle, job.id)] == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_job_of_a_killed_worker_runs_again_after_the_visibility_timeout(shop_url, start_worker, oracle):
+    app = Celery("quick", broker=shop_url, backend=shop_url, set_as_current=False)
+    app.conf.broker_transport_options = {"visibility_timeout": 4}
+    with backgrounded.using("celery", app=app):
+        job = Item(oracle).backgrounded(queue="killed").hang(deaf=False)
+        with start_worker("-Q", "killed", "--pool", "solo", CELERYSHOP_VISIBILITY="4") as worker:
+            eventually(lambda: starts(oracle, job.id))
+            worker.process.kill()
+            worker.process.wait()
+        with start_worker("-Q", "killed", "--pool", "solo", CELERYSHOP_VISIBILITY="4") as worker:
+            eventually(lambda: len(starts(oracle, job.id)) == 2, 60 if SWEEPS_OFTEN else 200)
+            worker.process.kill()
+            worker.process.wait()
+        assert job.state == "running"
+
+
+def test_a_long_delay_is_carried_in_hops_and_runs_once(shop_url, start_worker, oracle):
+    """Redis would hand it over a second time after the visibility timeout, which is shorter than the delay."""
+    app = Celery("quick", broker=shop_url, backend=shop_url, set_as_current=False)
+    app.conf.broker_transport_options = {"visibility_timeout": 4}
+    with backgrounded.using("celery", app=app):
+        called = time.time()
+        job = Item(oracle).backgrounded(queue="far", delay=9, retry=Retry(1, wait=5)).fail()
+        assert job.state == "scheduled"
+        with start_worker("-Q", "far", CELERYSHOP_VISIBILITY="4"), start_worker("-Q", "far", CELERYSHOP_VISIBILITY="4"):
+            with pytest.raises(JobFailed):
+                job.result(timeout=60)
+            first, second = starts(oracle, job.id)
+            eventually(lambda: time.time() > second.at + 5)
+    assert 9 <= first.at - called < 20
+    assert 5 <= second.at - first.at < 16
+    assert [first.attempt, second.attempt] == [1, 2]
+    assert len(starts(oracle, job.id)) == 2
+
+
+def test_a_job_whose_record_cannot_be_reached_waits_and_then_runs_once(shop_url, start_worker, oracle):
+    with redis_server() as results:
+        app = Celery("away", broker=shop_url, backend=f"{results}/0", set_as_current=False)
+        with redis.Redis.from_url(results) as connection:
+            pid = connection.info("server")["process_id"]
+        with (
+            backgrounded.using("celery", app=app),
+            start_worker("-Q", "away", CELERYSHOP_RESULTS=f"{results}/0") as worker,
+        ):
+            assert Item(oracle).backgrounded(queue="away").give(0).result(timeout=60) == 0
+            job = Item(oracle).backgrounded(queue="away", delay=1).give(1)
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                eventually(lambda: "its record cannot be reached" in worker.log)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert job.result(timeout=60) == 1
+    assert len(starts(oracle, job.id)) == 1
+
+
+def test_a_worker_that_is_asked_to_stop_finishes_its_job(handler, start_worker, oracle, tmp_path):
+    from backgrounded.testing.probe import Probe
+
+    gate = tmp_path / "gate"
+    with start_worker("-Q", "stopping") as worker:
+        job = Probe(oracle).backgrounded(queue="stopping").hold(str(gate))
+        after = Item(oracle).backgrounded(queue="stopping").give(1)
+        eventually(lambda: events(oracle, "holding"))
+        worker.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "Warm shutdown" in worker.log)
+        gate.touch()
+        assert worker.process.wait(60) == 0
+    assert (job.state, after.state) == ("succeeded", "queued")
+    assert after.cancel() is True
+
+
+# -- words of Celery's own
+
+
+@pytest.mark.parametrize("word", ["Ignore", "Reject", "Retry", "MemoryError"])
+def test_a_method_that_raises_a_word_of_celery_has_failed(handler, shop_worker, oracle, word):
+    job = Item(oracle).backgrounded.say_in_celery(word)
+    with pytest.raises(JobFailed, match=word):
+        job.result(timeout=60)
+    assert Item(oracle).backgrounded.give(1).result(timeout=60) == 1
+    assert len(starts(oracle, job.id)) == 1
+
+
+def test_what_celery_itself_revokes_reads_as_cancelled(handler, shop, shop_worker, oracle):
+    waiting = Item(oracle).backgrounded(delay=2, unique="revoked").give(1)
+    running = Item(oracle).backgrounded.hang(deaf=False)
+    eventually(lambda: starts(oracle, running.id))
+    shop.control.revoke([waiting.id], reply=True, timeout=5)
+    shop.control.revoke([running.id], terminate=True, signal="SIGKILL", reply=True, timeout=5)
+    for job in (waiting, running):
+        assert job.wait(timeout=60) == "cancelled"
+    assert starts(oracle, waiting.id) == []
+    assert Item(oracle).backgrounded(unique="revoked").give(2).result(timeout=60) == 2
+
+
+def test_an_app_that_is_always_eager_runs_jobs_inside_of_the_call(oracle):
+    app = Celery("eager", broker="redis://127.0.0.1:1/0", backend="redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.task_always_eager = True
+    with backgrounded.using("celery", app=app) as handler:
+        job = Item(oracle).backgrounded(queue="x", retry=2).fail()
+        assert [event.attempt for event in starts(oracle, job.id)] == [1, 2, 3]
+        with pytest.raises(backgrounded.UnsupportedOption):
+            Item(oracle).backgrounded(delay=5).give(1)
+        app.conf.task_eager_propagates = True
+        with pytest.raises(ValueError, match="no luck"):
+            Item(oracle).backgrounded.fail()
+        assert "task_always_eager" in handler.guarantees.notes[0]
+
+
+# -- the command
+
+
+def test_the_command_passes_on_what_a_worker_needs(handler, shop_url, monkeypatch, caplog):
+    monkeypatch.delenv("BACKGROUNDED_APP", raising=False)
+    monkeypatch.setenv("BACKGROUNDED_ALLOW", "celeryshop")
+    assert handler.worker_command(["a", "b"]) == [
+        *["env", "BACKGROUNDED_ALLOW=celeryshop"],
+        *["celery", "-A", "celeryshop.celery", "worker", "--pool", "prefork", "--prefetch-multiplier", "1"],
+        *["-Q", "a,b"],
+    ]
+    ours = CeleryHandler("redis://:hush@127.0.0.1:1/0").worker_command()
+    assert "BACKGROUNDED_APP is not set" in caplog.text
+    assert "BACKGROUNDED_URL=celery+redis://:hush@127.0.0.1:1/0" in ours
+    assert "hush" not in " ".join(ours[ours.index("celery") :])
+    assert ours[-2:] == ["-Q", "default"]
+    nameless = CeleryHandler(app=Celery(uuid.uuid4().hex, broker=shop_url, set_as_current=False))
+    with pytest.raises(backgrounded.ConfigurationError, match="by name"):
+        nameless.worker_command()
