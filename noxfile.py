@@ -21,12 +21,15 @@ CORE = ["-e", "./core"]
 SQLITE = [*CORE, "-e", "./backgrounded-sqlite"]
 RQ = [*CORE, "-e", "./backgrounded-rq"]
 HUEY = [*CORE, "-e", "./backgrounded-huey[redis]"]
-ALL = [*SQLITE, *RQ, *HUEY]
+CELERY = [*CORE, "-e", "./backgrounded-celery"]
+ALL = [*SQLITE, *RQ, *HUEY, *CELERY]
 PACKAGES = {  # what is installed, and which tests it must pass
     "core": (CORE, ["tests/core"]),
     "sqlite": (SQLITE, ["tests/adapters/sqlite"]),
     "rq-oldest": ([*RQ, "rq==2.2.0"], ["tests/adapters/rq"]),
     "rq-newest": (RQ, ["tests/adapters/rq"]),
+    "celery-oldest": ([*CELERY, "celery==5.4.0", "kombu==5.3.7", "redis==4.6.0"], ["tests/adapters/celery_engine"]),
+    "celery-newest": (CELERY, ["tests/adapters/celery_engine"]),
     "huey-oldest": ([*HUEY, "huey==3.4.0"], ["tests/adapters/huey"]),
     "huey-newest": (HUEY, ["tests/adapters/huey"]),
 }

@@ -26,6 +26,7 @@ ORDER = [
     {"_decoder"},
     {"codec"},
     {"handler"},
+    {"records"},
     {"hookspecs"},
     {"_configuration"},
     {"_runtime"},
@@ -38,7 +39,13 @@ ORDER = [
 ]
 ROWS = {module: row for row, modules in enumerate(ORDER) for module in modules}
 
-PUBLIC_TO_ADAPTERS = {"backgrounded", "backgrounded.errors", "backgrounded.handler", "backgrounded.testing"}
+PUBLIC_TO_ADAPTERS = {
+    "backgrounded",
+    "backgrounded.errors",
+    "backgrounded.handler",
+    "backgrounded.records",
+    "backgrounded.testing",
+}
 HEAVY = {
     *("celery", "dramatiq", "huey", "redis", "rq", "valkey"),
     *("asyncio", "importlib.metadata", "importlib_metadata", "pluggy", "pytest"),

@@ -23,6 +23,7 @@ from needs import missing
 ROOT = Path(__file__).parents[2]
 DISTRIBUTIONS = {
     "backgrounded": "core",
+    "backgrounded-celery": "backgrounded-celery",
     "backgrounded-huey": "backgrounded-huey",
     "backgrounded-rq": "backgrounded-rq",
     "backgrounded-sqlite": "backgrounded-sqlite",

@@ -18,12 +18,12 @@ from typing import Any, Final
 
 from backgrounded import ConfigurationError
 from backgrounded.handler import Kept
+from backgrounded.records import Records
 from celery import Celery
 from celery.backends.redis import RedisBackend
 from kombu.entity import Queue
 from kombu.pools import ProducerPool
 
-from ._records import Records
 from .task import TASK
 
 KEPT: Final = "backgrounded.kept"

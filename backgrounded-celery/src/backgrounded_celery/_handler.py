@@ -6,8 +6,6 @@ Celery does not remember of it stands in a record of ours in the app's result ba
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,17 +17,25 @@ from backgrounded import (
     ConfigurationError,
     EnqueueError,
     InvalidOption,
-    NoResult,
-    ResultTimeout,
     UnsupportedOption,
 )
-from backgrounded.handler import OPTION_FEATURES, Feature, Guarantees, Kept, State, failure_from, kept_options
+from backgrounded.handler import (
+    OPTION_FEATURES,
+    Feature,
+    Guarantees,
+    Kept,
+    State,
+    kept_options,
+    warn_without_app,
+    with_settings,
+    worker_settings,
+)
+from backgrounded.records import Records
 from celery import Celery
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from ._broker import PATIENCE, Broker, Message, never_sent
-from ._records import Records, outcome_of, record_of
 from ._settings import (
     EVERYTHING,
     Place,
@@ -43,13 +49,10 @@ from ._settings import (
 )
 from .task import TASK
 
-logger = logging.getLogger("backgrounded")
-
 _NEEDS: Final = {
     Feature.PRIORITY: "celery worker --prefetch-multiplier 1",
     Feature.TIMEOUT: "celery worker --pool prefork",
 }
-_PASSED_ON: Final = ("BACKGROUNDED_ALLOW", "BACKGROUNDED_APP", "BACKGROUNDED_URL")
 _NORMAL: Final = ("priority", 5)
 _DOWN: Final = (KombuError, RedisError, OSError)
 
@@ -235,21 +238,10 @@ class CeleryHandler:
         return records
 
     def state(self, id: str) -> State:
-        return self._records.look(id)[0]
+        return self._records.state(id)
 
     def result(self, id: str, timeout: float | None) -> Any:
-        state, stored = self._records.wait(id, timeout)
-        if state is State.UNKNOWN:
-            raise NoResult(f"Nothing is known (any more) of job {id}.")
-        outcome = outcome_of(id, stored)
-        if state is State.SUCCEEDED:
-            return outcome
-        if state is State.FAILED:
-            raise failure_from(record_of(outcome))
-        if state.ended:
-            reason = f": {record_of(outcome).get('reason')}" if state is State.KEPT else "."
-            raise NoResult(f"Job {id} has no result: it is {state}{reason}")
-        raise ResultTimeout(f"Job {id} has not ended: it is {state}.")
+        return self._records.result(id, timeout)
 
     def cancel(self, id: str) -> bool:
         """The message stays where it is, and whoever takes it does not run it."""
@@ -278,18 +270,14 @@ class CeleryHandler:
 
         Set BACKGROUNDED_APP where this runs: it is passed on, and names the modules to import before the first job.
         """
-        settings = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+        settings = worker_settings()
         if not self.borrowed:
             settings["BACKGROUNDED_URL"] = f"celery+{self.url}"
-            if "BACKGROUNDED_APP" not in settings:
-                logger.warning(
-                    "BACKGROUNDED_APP is not set: the worker will know no code of the application, and keep each job. "
-                    "Set it to the modules to import, such as BACKGROUNDED_APP=shop.jobs."
-                )
+            warn_without_app()
         name = (self._name or name_of(self.app)) if self.borrowed else "backgrounded_celery.worker"
         command = ["celery", "-A", name, "worker", "--pool", "prefork", "--prefetch-multiplier", "1"]
         command += ["-Q", ",".join(list(queues) or [self.default_queue])]
-        return ["env", *(f"{key}={value}" for key, value in settings.items()), *command] if settings else command
+        return with_settings(command, settings)
 
     def close(self) -> None:
         """Close the connections to the broker; the next use makes new ones."""

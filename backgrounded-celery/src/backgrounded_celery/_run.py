@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import backgrounded
-from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_from, failure_record
+from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_from, failure_record, printable
+from backgrounded.records import RESULT_TTL
 from billiard.process import current_process
 from celery.exceptions import (
     Reject,
@@ -36,7 +37,6 @@ from .task import TASK
 
 logger = logging.getLogger("backgrounded")
 
-RESULT_TTL: Final = 86_400.0
 EARLY: Final = 0.1
 """Seconds by which a worker's clock may be early: so much is slept, more is another hop."""
 STORE_AWAY: Final = 5.0
@@ -78,18 +78,13 @@ def message_of(task: Any, args: Any, beside: Any) -> Message:
         due=_number(beside.get("due")),
         attempt=request.retries + 1 if isinstance(request.retries, int) and request.retries > 0 else 1,
         timeout=_number(beside.get("timeout")),
-        result_ttl=_number(beside.get("result_ttl")),
+        result_ttl=0.0 if beside.get("result_ttl") == 0 else _number(beside.get("result_ttl")),
     )
 
 
 def _number(value: Any) -> float | None:
     is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
     return value if is_one else None
-
-
-def printable(text: Any) -> str:
-    """A text from the broker for a line of a log: without line ends and control characters, and not long."""
-    return "".join(char if char.isprintable() else "?" for char in str(text)[:300])
 
 
 # -- one run
@@ -227,9 +222,9 @@ def _keep(broker: Broker, message: Message, keep: Keep) -> None:
 def end(broker: Broker, message: Message, state: State, outcome: Any) -> None:
     """Write down how a job ended. What cannot be written is logged: the job has ended all the same."""
     if broker.records is not None:
-        seconds = None if state is State.KEPT else message.result_ttl or RESULT_TTL
+        seconds = RESULT_TTL if message.result_ttl is None else message.result_ttl
         with _noted(message):
-            broker.records.end(message.id, state, outcome, seconds)
+            broker.records.end(message.id, state, outcome, None if state is State.KEPT else seconds)
 
 
 @contextmanager

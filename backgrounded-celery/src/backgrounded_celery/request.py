@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from backgrounded.handler import State, failure_record
+from backgrounded.handler import State, failure_record, printable
 from celery.signals import task_revoked
 from celery.worker.request import Request as CeleryRequest
 
 from ._broker import Message, broker_of
-from ._run import end, printable
+from ._run import end
 from .task import TASK
 
 

@@ -33,6 +33,7 @@ from backgrounded.handler import (
     State,
     failure_from,
     kept_options,
+    printable,
     warn_without_app,
     with_settings,
     worker_settings,
@@ -40,7 +41,7 @@ from backgrounded.handler import (
 from huey import Huey
 
 from ._ledger import Ledger
-from ._line import Line, is_installed, line_of, printable
+from ._line import Line, is_installed, line_of
 from ._made import Place
 from ._settings import (
     KEPT,

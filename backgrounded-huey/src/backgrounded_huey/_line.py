@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 
 import backgrounded
-from backgrounded.handler import Again, Delivery, Handler, Keep, Skip, State, failure_from, failure_record
+from backgrounded.handler import Again, Delivery, Handler, Keep, Skip, State, failure_from, failure_record, printable
 from huey import Huey
 from huey import signals as huey_signals
 from huey.api import Task
@@ -92,11 +92,6 @@ class NamedTask(Task):  # type: ignore[misc]  # Huey has no types
     def __init__(self, args: Any = None, kwargs: Any = None, *rest: Any, **words: Any) -> None:
         super().__init__(args, kwargs, *rest, **words)
         self.__module__, _, self.name = printable(self.kwargs.get("name", UNREADABLE)).rpartition(".")
-
-
-def printable(text: object) -> str:
-    """A text from a store for a line of a log: without line ends and control characters, and not long."""
-    return "".join(char if char.isprintable() else "?" for char in str(text)[:300])
 
 
 class Line:

@@ -18,9 +18,10 @@ from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from backgrounded import ConfigurationError
+from backgrounded.handler import printable
 from huey import Huey, PriorityRedisHuey, SqliteHuey
 
-from ._line import UNREADABLE, line_of, printable
+from ._line import UNREADABLE, line_of
 
 PREFIX: Final = "backgrounded"
 """What the names of our Hueys begin with, so that none is taken for the application's own on the same store."""

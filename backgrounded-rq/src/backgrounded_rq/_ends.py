@@ -10,9 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from backgrounded.handler import State
-
-from ._job import printable
+from backgrounded.handler import State, printable
 
 END: Final = "backgrounded"
 """The field of the job's hash that says how it ended for us."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from backgrounded import ConfigurationError, load_plugins
 from backgrounded.errors import DecodeError
+from backgrounded.handler import printable
 from redis.exceptions import ResponseError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job as RQJob
@@ -160,11 +161,6 @@ def _inflate(data: bytes) -> bytes:
     except zlib.error:
         return data
     return data if unpacker.unconsumed_tail else plain
-
-
-def printable(text: str) -> str:
-    """A text from Redis for a line of a log: without line ends and control characters, and not long."""
-    return "".join(char if char.isprintable() else "?" for char in text[:300])
 
 
 def wire_of(job: RQJob) -> Any:

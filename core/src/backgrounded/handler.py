@@ -253,6 +253,11 @@ def with_settings(command: Sequence[str], settings: Mapping[str, str]) -> list[s
     return ["env", *(f"{name}={value}" for name, value in settings.items()), *command] if settings else list(command)
 
 
+def printable(text: object) -> str:
+    """A text from a broker or a store for a line of a log: without line ends and control characters, and not long."""
+    return "".join(char if char.isprintable() else "?" for char in str(text)[:300])
+
+
 LONGEST_TRACEBACK: Final = 16_384
 
 

@@ -1,9 +1,8 @@
-"""What is known of a job, and who holds a unique key?
+"""What is known of a job, and who holds a unique key, where an engine does not remember it?
 
-Celery's own results say nothing of a job that waits, rebuild exceptions from stored names, and live equally long for
-all tasks. So each job of ours has one record, a hash in the application's Redis result backend: its state, how often it
+For adapters whose engine has a Redis at hand: each job has one record there, a hash of ours: its state, how often it
 was begun without an end, how it ended, and the key that it holds. Every step is one script, so that a job is either
-begun or cancelled, never both.
+begun or cancelled, never both. Nothing of Redis is imported: the adapter brings its client.
 """
 
 from __future__ import annotations
@@ -11,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from backgrounded import Call, Duplicate, NoResult
-from backgrounded.handler import State
+from .calls import Call
+from .errors import Duplicate, NoResult, ResultTimeout
+from .handler import State, failure_from, printable
 
 DAY: Final = 86_400
 WAITING: Final = 30 * DAY
@@ -79,10 +79,15 @@ redis.call('del', KEYS[1])
 """
 
 
-class Records:
-    """The records of the jobs that were handed over through one result backend.
+RESULT_TTL: Final = float(DAY)
+"""Seconds for which an outcome is remembered, where a job does not say otherwise."""
 
-    `client` is a redis.Redis, `prefix` what its keys begin with. Errors of redis-py go through as they are.
+
+class Records:
+    """The records of the jobs that are handed over with one Redis beside them.
+
+    `client` is a redis.Redis, `prefix` what its keys begin with: two applications in one database want two. Errors of
+    redis-py go through as they are.
     """
 
     def __init__(self, client: Any, prefix: str = "") -> None:
@@ -151,7 +156,10 @@ class Records:
         self._run("again", id, due or 0, _waiting(due))
 
     def end(self, id: str, state: State, outcome: Any, seconds: float | None) -> None:
-        """The job has ended, and is remembered for so many seconds (None: until somebody decides)."""
+        """The job has ended, and is remembered for so many seconds (None: until somebody decides).
+
+        `outcome` is JSON-safe: what the method returned, its `failure_record`, or why it was kept, under "reason".
+        """
         kept_for = "" if seconds is None else max(1, math.ceil(seconds * 1000))
         self._run("end", id, str(state), json.dumps(outcome), kept_for)
 
@@ -179,6 +187,26 @@ class Records:
                 listener.get_message(timeout=min(remaining, LONGEST_WAIT))
         return found
 
+    def state(self, id: str) -> State:
+        """As `Handler.state`."""
+        return self.look(id)[0]
+
+    def result(self, id: str, timeout: float | None) -> Any:
+        """As `Handler.result`. Raises JobFailed, NoResult, ResultTimeout."""
+        state, stored = self.wait(id, timeout)
+        if state is State.UNKNOWN:
+            raise NoResult(f"Nothing is known (any more) of job {id}.")
+        outcome = _outcome_of(id, stored)
+        if state is State.SUCCEEDED:
+            return outcome
+        about = outcome if isinstance(outcome, dict) else {}
+        if state is State.FAILED:
+            raise failure_from(about)
+        if state.ended:
+            reason = f": {printable(about.get('reason'))}" if state is State.KEPT else "."
+            raise NoResult(f"Job {id} has no result: it is {state}{reason}")
+        raise ResultTimeout(f"Job {id} has not ended: it is {state}.")
+
 
 def _is_last(found: tuple[State, Any]) -> bool:
     return found[0].ended or found[0] is State.UNKNOWN
@@ -193,14 +221,9 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def outcome_of(id: str, stored: bytes | None) -> Any:
+def _outcome_of(id: str, stored: bytes | None) -> Any:
     """What `end` was given. Raises NoResult for what cannot be read."""
     try:
         return None if stored is None else json.loads(stored)
     except (ValueError, RecursionError) as error:
         raise NoResult(f"What is written down about the end of job {id} cannot be read.") from error
-
-
-def record_of(outcome: Any) -> Mapping[str, Any]:
-    """The record of a failure or of what was set aside, whatever stands there."""
-    return outcome if isinstance(outcome, dict) else {}
