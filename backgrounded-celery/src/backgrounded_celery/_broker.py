@@ -16,13 +16,16 @@ from datetime import datetime, timezone
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
+from amqp.exceptions import AMQPError, ChannelError, MessageNacked
 from backgrounded import ConfigurationError
 from backgrounded.handler import Kept
 from backgrounded.records import Records
 from celery import Celery
 from celery.backends.redis import RedisBackend
 from kombu.entity import Queue
+from kombu.exceptions import KombuError
 from kombu.pools import ProducerPool
+from redis.exceptions import RedisError
 
 from .task import TASK
 
@@ -80,7 +83,7 @@ class Broker:
     def send(self, messages: Sequence[Message], sent: list[str] | None = None) -> None:
         """Hand messages over: in one round trip where the transport can (kombu 5.7 on Redis), else one by one.
 
-        `sent` is filled with the ids of those that the broker has. Raises kombu's errors and OSError.
+        `sent` is filled with the ids of those that the broker has. Raises one of `FAILURES`.
         """
         with self._producer() as producer:
             at_once = len(messages) > 1 and getattr(producer, "supports_batch_publish", False)
@@ -255,10 +258,16 @@ def hard_limit(timeout: float | None) -> float | None:
     return None if timeout is None else 2 * timeout + 10
 
 
+FAILURES: Final = (KombuError, AMQPError, MessageNacked, RedisError, OSError)
+"""What a broker or a result backend that is down, or says no, raises."""
+
+
 def never_sent(error: BaseException) -> bool:
-    """Whether the broker certainly did not take a message: it was not reached."""
+    """Whether the broker certainly did not take a message: it was not reached, or it said no."""
     causes = [error, error.__cause__, error.__context__]
-    return any(isinstance(cause, ConnectionRefusedError) or "connecting to" in str(cause) for cause in causes)
+    return isinstance(error, (ChannelError, MessageNacked)) or any(
+        isinstance(cause, ConnectionRefusedError) or "connecting to" in str(cause) for cause in causes
+    )
 
 
 def _text(value: Any) -> str:

@@ -32,20 +32,19 @@ from backgrounded.handler import (
 )
 from backgrounded.records import Records
 from celery import Celery
-from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from ._broker import PATIENCE, Broker, Message, never_sent
+from ._broker import FAILURES, PATIENCE, Broker, Message, never_sent
 from ._settings import (
     EVERYTHING,
     Place,
+    broker_priority,
     check_seconds,
     features_of,
     find,
     guarantees_of,
     is_loaded,
     name_of,
-    redis_priority,
 )
 from .task import TASK
 
@@ -54,7 +53,6 @@ _NEEDS: Final = {
     Feature.TIMEOUT: "celery worker --pool prefork",
 }
 _NORMAL: Final = ("priority", 5)
-_DOWN: Final = (KombuError, RedisError, OSError)
 
 
 class CeleryHandler:
@@ -141,8 +139,10 @@ class CeleryHandler:
 
     @property
     def priority_levels(self) -> int:
-        """Of 0 to 9, kombu on Redis tells apart 9-7, 6-4, 3-1 and 0."""
-        return 4 if Feature.PRIORITY in self.features else 1
+        """Of 0 to 9, kombu on Redis tells apart 9-7, 6-4, 3-1 and 0; RabbitMQ all."""
+        if Feature.PRIORITY not in self.features:
+            return 1
+        return 10 if self._is_there() and self.broker.transport == "amqp" else 4
 
     @property
     def default_queue(self) -> str:
@@ -182,12 +182,12 @@ class CeleryHandler:
         try:
             if records is not None:
                 records.put(calls)
-        except _DOWN as error:
+        except FAILURES as error:
             raise EnqueueError(f"Celery could not take {what}: {type(error).__name__}: {error}") from error
         sent: list[str] = []
         try:
             self.broker.send([self._message(call) for call in calls], sent)
-        except _DOWN as error:
+        except FAILURES as error:
             ids = [call.id for call in calls]
             uncertain = not never_sent(error)
             unsent = ids[len(sent) + uncertain :] if sent or not uncertain else []
@@ -215,7 +215,7 @@ class CeleryHandler:
             wire=call.tree,
             name=call.name,
             queue=options.queue or self._queue,  # None: as the app's own routes say
-            priority=redis_priority(options.priority) if self.broker.transport == "redis" else None,
+            priority=broker_priority(self.broker, options.priority),
             handler=call.handler,
             due=call.due,
             timeout=options.timeout,

@@ -46,14 +46,27 @@ def features_of(broker: Broker) -> frozenset[Feature]:
     found = ALWAYS
     if broker.records is not None:
         found |= WITH_RECORDS
-    if broker.transport == "redis":
+    if _has_priorities(broker):
         found |= {Feature.PRIORITY}
     return found
 
 
-def redis_priority(priority: int | None) -> int:
-    """Ours, higher first and 5 where none is given, as kombu has it on Redis: 0 first, and first also where none is."""
-    return 9 - (5 if priority is None else priority)
+def _has_priorities(broker: Broker) -> bool:
+    """On RabbitMQ only queues that were declared with a highest priority have any, and none can be changed."""
+    return broker.transport == "redis" or (
+        broker.transport == "amqp" and (broker.app.conf.task_queue_max_priority or 0) >= 9
+    )
+
+
+def broker_priority(broker: Broker, priority: int | None) -> int | None:
+    """Ours, higher first and 5 where none is given, as the broker counts it.
+
+    On Redis 0 is first, also of what has no priority; on RabbitMQ it is last, also of what has none.
+    """
+    ours = 5 if priority is None else priority
+    if not _has_priorities(broker):
+        return None
+    return 9 - ours if broker.transport == "redis" else ours
 
 
 # -- which app

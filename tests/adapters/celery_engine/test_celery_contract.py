@@ -37,11 +37,6 @@ class TestOurApp(CeleryContract):
 class TestAppWithoutResults(CeleryContract):
     """An application's own app that never heard of us, and that has no result backend."""
 
-    exempt = {  # noqa: RUF012 # a class variable of the contract's
-        "test_a_job_is_stopped_at_its_timeout_and_says_which": "it counts its own markers, of which there are two "
-        "where states cannot be asked; the class above passes it"
-    }
-
     @classmethod
     def settings(cls, url: str) -> Mapping[str, str]:
         return shop_on(url, "")
@@ -55,7 +50,7 @@ class TestAppWithoutResults(CeleryContract):
 
 
 class TestRabbitMQ(CeleryContract):
-    """The application's own app on RabbitMQ, with results in Redis."""
+    """The application's own app on RabbitMQ, with queues that have priorities, and results in Redis."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -64,6 +59,7 @@ class TestRabbitMQ(CeleryContract):
         with rabbitmq_server() as node, pytest.MonkeyPatch.context() as patch:
             for name, value in shop_on(node.url, redis_url).items():
                 patch.setenv(name, value)
+            patch.setenv("CELERYSHOP_PRIORITIES", "yes")
             handler = fresh_shop()
             yield handler
             handler.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 import backgrounded
 import pytest
-from backgrounded import BatchError, EnqueueError
+from backgrounded import BatchError, EnqueueError, UnsupportedOption
 from backgrounded_celery import CeleryHandler
 from celery import Celery
 from celery.signals import before_task_publish
@@ -94,3 +94,15 @@ def test_a_batch_that_stops_half_way_says_what_became_of_each(handler, node):
     error = failed.value
     assert (list(error.sent), list(error.unknown), list(error.unsent)) == (ids[:2], ids[2:3], ids[3:])
     assert [job.state for job in jobs[3:]] == ["unsent", "unsent"]
+
+
+def test_queues_without_priorities_have_none_and_a_broker_that_says_no_is_an_error_of_ours(handler, node):
+    """RabbitMQ ignores priorities in queues that were declared without, and such a queue cannot be changed."""
+    Item("x").backgrounded(queue="plain", priority=5).give(1)
+    with pytest.raises(UnsupportedOption, match="priority"):
+        Item("x").backgrounded(queue="plain", priority=8).give(1)
+    app = Celery(uuid.uuid4().hex, broker=node.url, set_as_current=False)
+    app.conf.task_queue_max_priority = 10
+    with backgrounded.using("celery", app=app), pytest.raises(EnqueueError, match="inequivalent arg") as refused:
+        Item("x").backgrounded(queue="plain", priority=8).give(1)
+    assert refused.value.uncertain is False

@@ -17,6 +17,7 @@ app.conf.update(
         "unacked_restore_throttle": 1,
     },
     task_default_queue="shop",
+    task_queue_max_priority=10 if os.environ.get("CELERYSHOP_PRIORITIES") else None,
     task_routes={"celeryshop.*": {"queue": "tasks"}},
     # What an application may set for its own tasks, and must not change ours.
     task_acks_on_failure_or_timeout=False,
