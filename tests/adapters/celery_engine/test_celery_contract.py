@@ -11,9 +11,8 @@ import pytest
 from backgrounded_celery import CeleryHandler
 from celery import Celery
 from celery_contract import PROBE, CeleryContract
-from celery_rabbit import rabbitmq_server
 
-from servers import free_port
+from servers import free_port, rabbitmq
 
 pytestmark = pytest.mark.worker
 
@@ -56,7 +55,7 @@ class TestRabbitMQ(CeleryContract):
     @classmethod
     def handler(cls, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CeleryHandler]:
         cls.output = tmp_path_factory.mktemp("celery") / "workers.log"
-        with rabbitmq_server() as node, pytest.MonkeyPatch.context() as patch:
+        with rabbitmq() as node, pytest.MonkeyPatch.context() as patch:
             for name, value in shop_on(node.url, redis_url).items():
                 patch.setenv(name, value)
             patch.setenv("CELERYSHOP_PRIORITIES", "yes")

@@ -20,7 +20,7 @@ from backgrounded.testing.probe import Probe
 from backgrounded_celery import CeleryHandler
 from celery import Celery
 
-from servers import free_port, redis_server
+from servers import free_port, freeze, redis_server
 
 KOMBU_BATCHES = hasattr(kombu.Producer, "batch")
 """Since 5.7."""
@@ -120,7 +120,7 @@ def test_a_frozen_broker_is_one_error_in_two_seconds(which):
         pid = redis.Redis.from_url(base).info("server")["process_id"]
         with backgrounded.using(handlers_on(f"{base}/0")[which]):
             Probe("x").backgrounded.note()
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
             try:
                 started = time.monotonic()
                 with pytest.raises(EnqueueError):

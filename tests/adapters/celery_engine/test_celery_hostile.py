@@ -14,7 +14,9 @@ from backgrounded import NoResult
 from backgrounded.testing.probe import events
 from backgrounded_celery.task import TASK
 from celeryshop.jobs import Item
-from celerytools import eventually, starts
+from celerytools import starts
+
+from waiting import eventually
 
 pytestmark = pytest.mark.worker
 

@@ -15,21 +15,23 @@ from backgrounded import BatchError, EnqueueError, UnsupportedOption
 from backgrounded_celery import CeleryHandler
 from celery import Celery
 from celery.signals import before_task_publish
-from celery_rabbit import Node, rabbitmq_server
 from celeryshop.jobs import Item
-from celerytools import eventually, starts
+from celerytools import starts
+
+from servers import RabbitMQ, freeze, rabbitmq
+from waiting import eventually
 
 pytestmark = pytest.mark.worker
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
-    with rabbitmq_server() as node:
+def node() -> Iterator[RabbitMQ]:
+    with rabbitmq() as node:
         yield node
 
 
 @pytest.fixture
-def handler(node: Node, shop_url: str) -> Iterator[Any]:
+def handler(node: RabbitMQ, shop_url: str) -> Iterator[Any]:
     app = Celery(uuid.uuid4().hex, broker=node.url, backend=shop_url, set_as_current=False)
     with backgrounded.using("celery", app=app) as handler:
         yield handler
@@ -51,7 +53,7 @@ def test_a_job_of_a_killed_worker_runs_again_at_once(handler, node, start_worker
 def test_a_frozen_broker_is_one_error_in_two_seconds(handler, node):
     Item("x").backgrounded(queue="nobody").give(1)
     fresh = CeleryHandler(app=Celery("fresh", broker=node.url, set_as_current=False))
-    os.kill(node.pid, signal.SIGSTOP)
+    freeze(node.pid)
     try:
         for tried in (handler, fresh):
             started = time.monotonic()
@@ -80,7 +82,7 @@ def test_a_batch_that_stops_half_way_says_what_became_of_each(handler, node):
     def freeze_at_the_third(headers: Any = None, **_: Any) -> None:
         published.append(headers["id"])
         if len(published) == 3:
-            os.kill(node.pid, signal.SIGSTOP)
+            freeze(node.pid)
 
     before_task_publish.connect(freeze_at_the_third)
     try:

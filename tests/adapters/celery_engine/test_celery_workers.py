@@ -24,9 +24,10 @@ from backgrounded.testing.probe import events
 from backgrounded_celery import CeleryHandler
 from celery import Celery
 from celeryshop.jobs import Item
-from celerytools import eventually, starts
+from celerytools import starts
 
 from servers import redis_server
+from waiting import eventually
 
 pytestmark = pytest.mark.worker
 CANARY = "canary-4711"
