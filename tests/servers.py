@@ -78,8 +78,16 @@ class _Redis:
 def freeze(pid: int) -> None:
     """Stop a process until SIGCONT. All of its threads stand still when this returns: they stop one by one."""
     os.kill(pid, signal.SIGSTOP)
-    threads = Path(f"/proc/{pid}/task")
-    eventually(lambda: all((task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in threads.iterdir()))
+    eventually(lambda: all(state in "TZX" for state in _states(pid)))
+
+
+def _states(pid: int) -> list[str]:
+    """How each thread of a process is, in the kernel's letters: T is stopped, Z and X are dead."""
+    try:
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile, or a thread of it
+        return ["X"] if not Path(f"/proc/{pid}").exists() else _states(pid)
+    return [stat.rpartition(") ")[2][0] for stat in stats]
 
 
 @contextmanager

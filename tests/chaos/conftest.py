@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engines import ENGINES, Engine
+from engines import ENGINES, SERVED, Engine
 from runs import Report
 
 LINE = "chaos"
@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chaos")
     group.addoption("--long", action="store_true", help="the sizes of the promises, instead of those of each change")
     group.addoption("--seed", type=int, help="of the moments at which harm is done")
-    group.addoption("--engine", default="sqlite", choices=sorted(ENGINES), help="which engine is put to the test")
+    group.addoption("--engine", choices=["sqlite", *SERVED], help="put only this engine to the test")
 
 
 @pytest.fixture
@@ -34,7 +34,11 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def engine(request: pytest.FixtureRequest) -> Engine:
-    return ENGINES[request.config.getoption("--engine", "sqlite")]
+    """The embedded one, where a test names no other."""
+    name = getattr(request, "param", "sqlite")
+    if request.config.getoption("--engine", None) not in (None, name):
+        pytest.skip("--engine names another one")
+    return ENGINES[name]
 
 
 @pytest.fixture

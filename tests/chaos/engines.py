@@ -2,12 +2,14 @@
 
 Where its jobs are kept, the command of one whole worker, and how a caller hands a job over. What is promised the
 handler says itself. To add an engine, write a class of these few lines and name it in `ENGINES`: RQ shows how one with
-a server looks, and Celery and Dramatiq will look the same.
+a server looks.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,25 +19,35 @@ import backgrounded
 from backgrounded.handler import Guarantees
 
 import oracle
-from servers import redis_server
+from servers import Server, rabbitmq, redis
 
 HERE: Final = Path(__file__).parent
 QUEUE: Final = "default"
+PAUSE: Final = 0.05
+"""Seconds that a caller waits after it was refused."""
+VISIBILITY: Final = 5
+"""Seconds after which Redis hands a job of a dead worker of Celery's over again."""
 
 
 class Engine:
-    """One that `backgrounded` drives. A worker runs `processes` jobs at a time, if it can run more than one."""
+    """One that `backgrounded` drives. A worker runs `processes` jobs at a time, if it can run more than one.
+
+    `name` is the harness's, `handler_name` the handler's. A `lossy` one is known to lose jobs, and is not waited for.
+    """
 
     name: ClassVar[str]
+    handler_name: ClassVar[str]
     app: ClassVar[str] = "jobs"
     lossy: ClassVar[bool] = False
+    loads_late: ClassVar[bool] = False
+    """A worker imports the application with its first job, and not before."""
 
     def __str__(self) -> str:
         return self.name
 
     @contextmanager
-    def place(self, folder: Path) -> Iterator[str]:
-        """The URL under which callers and workers meet, for as long as the block runs."""
+    def place(self, folder: Path) -> Iterator[tuple[str, Server | None]]:
+        """Where callers and workers meet, for as long as the block runs: the URL, and the server, if there is one."""
         raise NotImplementedError
 
     def settings(self, processes: int) -> dict[str, Any]:
@@ -43,7 +55,7 @@ class Engine:
         return {}
 
     def handler(self, url: str, processes: int = 1) -> Any:
-        backgrounded.configure(self.name, url=url, **self.settings(processes))
+        backgrounded.configure(self.handler_name, url=url, **self.settings(processes))
         return backgrounded.get_handler()
 
     def command(self, url: str, processes: int) -> list[str]:
@@ -83,23 +95,96 @@ class Engine:
 
 
 class SQLite(Engine):
-    name = "sqlite"
+    name = handler_name = "sqlite"
 
     @contextmanager
-    def place(self, folder: Path) -> Iterator[str]:
-        yield f"sqlite:///{folder / 'jobs.db'}"
+    def place(self, folder: Path) -> Iterator[tuple[str, None]]:
+        yield f"sqlite:///{folder / 'jobs.db'}", None
 
     def settings(self, processes: int) -> dict[str, Any]:
         return {"processes": processes}
 
 
-class RQ(Engine):
-    name = "rq"
+class OnRedis(Engine):
+    """One with a Redis that writes what it has acknowledged to the disk."""
+
+    redis: ClassVar[Mapping[str, str]] = {"appendonly": "yes"}
 
     @contextmanager
-    def place(self, folder: Path) -> Iterator[str]:
-        with redis_server() as url:
-            yield f"{url}/0"
+    def place(self, folder: Path) -> Iterator[tuple[str, Server]]:
+        with redis(**self.redis) as server:
+            yield f"{server.url}/0", server
+
+
+class RQ(OnRedis):
+    name = handler_name = "rq"
+    loads_late = True
+
+
+class RQOnMemory(RQ):
+    """A control: Redis as it comes, which forgets all when it is killed."""
+
+    name = "rq, Redis without appendonly"
+    redis: ClassVar[Mapping[str, str]] = {}
+    lossy = True
+
+
+class Celery(OnRedis):
+    """`celery worker` on an app that the handler made. A job of a dead worker comes back after `VISIBILITY`."""
+
+    name = "celery-redis"
+    handler_name = "celery"
+
+    def settings(self, processes: int) -> dict[str, Any]:
+        return {"visibility_timeout": VISIBILITY}
+
+    def command(self, url: str, processes: int) -> list[str]:
+        options = ["--concurrency", str(processes), "--without-mingle", "--without-gossip", "--include", self.app]
+        return [*super().command(url, processes), *options]
+
+
+class CeleryOnRabbitMQ(Celery):
+    """The same on an application's own app, with RabbitMQ."""
+
+    name = "celery-rabbitmq"
+
+    @contextmanager
+    def place(self, folder: Path) -> Iterator[tuple[str, Server]]:
+        with rabbitmq() as server:
+            yield server.url, server
+
+    def handler(self, url: str, processes: int = 1) -> Any:
+        os.environ["CHAOS_CELERY"] = url
+        sys.modules.pop("plain_celery", None)  # it may be that of another server
+        backgrounded.configure("celery", app="plain_celery:app")
+        return backgrounded.get_handler()
+
+    def environment(self, url: str) -> Mapping[str, str]:
+        return {**super().environment(url), "CHAOS_CELERY": url}
+
+
+class PlainCelery(OnRedis):
+    """A control: Celery by itself, as it comes. It acknowledges a message before it runs the task."""
+
+    name = "plain-celery"
+    app = "plain_celery"
+    lossy = True
+
+    def command(self, url: str, processes: int) -> list[str]:
+        return ["celery", "-A", "plain_celery", "worker", "--concurrency", str(processes)]
+
+    def environment(self, url: str) -> Mapping[str, str]:
+        return {"CHAOS_CELERY": url}
+
+    def guarantees(self, url: str) -> Guarantees:
+        return Guarantees()
+
+    def caller(self, url: str) -> Callable[..., None]:
+        os.environ["CHAOS_CELERY"] = url
+        sys.modules.pop("plain_celery", None)
+        from plain_celery import work
+
+        return lambda id, seconds=0.0: work.delay(id, seconds)
 
 
 class PlainHuey(Engine):
@@ -110,8 +195,8 @@ class PlainHuey(Engine):
     lossy = True
 
     @contextmanager
-    def place(self, folder: Path) -> Iterator[str]:
-        yield str(folder / "huey.db")
+    def place(self, folder: Path) -> Iterator[tuple[str, None]]:
+        yield str(folder / "huey.db"), None
 
     def command(self, url: str, processes: int) -> list[str]:
         return [str(Path(sys.executable).with_name("huey_consumer")), "plain_huey.huey"]
@@ -144,7 +229,10 @@ class Broken(SQLite):
         return f"sqlite, broken: {self._mistake}"
 
 
-ENGINES: Final[dict[str, Engine]] = {engine.name: engine for engine in (SQLite(), RQ(), PlainHuey())}
+SERVED: Final = {engine.name: engine for engine in (RQ(), Celery(), CeleryOnRabbitMQ())}
+"""The engines with a server."""
+CONTROLS: Final = {engine.name: engine for engine in (PlainHuey(), PlainCelery(), RQOnMemory())}
+ENGINES: Final[dict[str, Engine]] = {"sqlite": SQLite(), **SERVED, **CONTROLS}
 
 
 def produce(call: Callable[..., None], prefix: str, count: int, seconds: float = 0.0) -> None:
@@ -157,6 +245,7 @@ def produce(call: Callable[..., None], prefix: str, count: int, seconds: float =
         except backgrounded.EnqueueError as error:
             oracle.tell("E", id)
             print(f"{id} is refused: {error}", flush=True)
+            time.sleep(PAUSE)
         else:
             oracle.tell("A", id)
 

@@ -22,6 +22,7 @@ from typing import Final
 
 import oracle
 from needs import missing
+from servers import freeze
 
 HERE: Final = Path(__file__).parent
 PR_SET_CHILD_SUBREAPER: Final = 36
@@ -89,7 +90,7 @@ class Started:
     def freeze(self) -> None:
         """SIGSTOP for all of it (F18): parents first, so that none of them notices."""
         for pid in self.family():
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
 
     def kill_child(self) -> bool:
         """The last descendant alone, which is the one that runs jobs (F2). False: there is none (yet)."""

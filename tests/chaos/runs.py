@@ -22,9 +22,11 @@ from typing import Any, Final
 import backgrounded
 from backgrounded.handler import Feature
 
+from cutting_proxy import cutting_proxy
 from engines import HERE, Engine
 from faults import DAY, Started, adopt_orphans, bury, start
 from oracle import FILE, Oracle, looks, percentile, tell
+from servers import Server
 
 READY: Final = 60.0
 """Seconds within which a process has to be up, or a job to be done, on a machine that has other things to do."""
@@ -48,6 +50,12 @@ class Report:
     times: list[float] = field(default_factory=list)
     what: str = "recovery_ms"
     more: str = ""
+    delivery: str = ""
+    """What the engine has promised."""
+
+    @property
+    def keeps_its_word(self) -> bool:
+        return not self.phantoms and not (self.lost and self.delivery == "at-least-once")
 
     def __str__(self) -> str:
         shares = [percentile(self.times, share) for share in (0.5, 0.99, 1.0)] if self.times else []
@@ -62,10 +70,11 @@ class Report:
 class Bench:
     """An engine in a folder of its own, its oracle, and all processes of one experiment."""
 
-    def __init__(self, engine: Engine, folder: Path, url: str, seed: int) -> None:
+    def __init__(self, engine: Engine, folder: Path, url: str, server: Server | None, seed: int) -> None:
         self.engine = engine
         self.folder = folder
         self.url = url
+        self.server = server
         self.seed = seed
         self.random = random.Random(seed)
         self.oracle = Oracle(folder / "oracle")
@@ -92,7 +101,11 @@ class Bench:
         crew[worker.name] = worker
 
     def ready(self, *workers: Started) -> None:
-        """Wait until these workers have imported the application."""
+        """Wait until these workers have imported the application; where only a job makes one do it, it gets one."""
+        if self.engine.loads_late:
+            self.call(id := f"hello{len(self.started)}")
+            self.oracle.until(lambda: id in self.oracle.ends, READY, f"a worker at work; see {self.log}")
+            return
         names = {worker.name for worker in workers}
         self.oracle.until(lambda: names <= self.oracle.workers.keys(), READY, f"{names} at work; see {self.log}")
 
@@ -170,6 +183,7 @@ class Bench:
             found.started_twice,
             found.completed_twice,
             list(times),
+            delivery=self.engine.guarantees(self.url).delivery,
             **more,
         )
 
@@ -196,9 +210,9 @@ def bench(engine: Engine, folder: Path, seed: int) -> Iterator[Bench]:
     before = dict(os.environ)
     os.environ[FILE] = str(folder / "oracle")
     try:
-        with engine.place(folder) as url:
+        with engine.place(folder) as (url, server):
             os.environ.update(engine.environment(url))
-            made = Bench(engine, folder, url, seed)
+            made = Bench(engine, folder, url, server, seed)
             try:
                 yield made
             finally:
@@ -286,6 +300,58 @@ def workers_die(
         ]
         delays = [found - moment for found, (moment, _) in zip(again, torn, strict=True) if found is not None]
         return run.report("F1" if whole else "F2", kills, delays, more=f"hit={len(torn)} kept={run.kept} ")
+
+
+def server_dies(engine: Engine, folder: Path, seed: int, *, jobs: int, kills: int, seconds: float = 0.02) -> Report:
+    """F5, F6: under load the server is killed, and started again over what it has written.
+
+    A worker that ends for it is followed by a new one, as with a supervisor.
+    """
+    with bench(engine, folder, seed) as run:
+        oracle, server, resumed = run.oracle, run.server, []
+        assert server is not None
+        crew: dict[str, Started] = {}
+        caller = run.producer("j", jobs, seconds)
+        for _ in range(2):
+            run.hire(crew)
+        for _ in range(kills):
+            first = len(oracle.ends)
+            oracle.until(lambda first=first: len(oracle.ends) > first + 5, READY, "work goes on")  # type: ignore[misc]
+            time.sleep(run.random.uniform(0, 1))
+            server.kill()
+            time.sleep(run.random.uniform(0, 0.5))
+            server.start()
+            moment = time.monotonic()
+            for _ in looks(1.0 if engine.lossy else READY):
+                if any(event.kind == "S" and event.mono > moment for event in oracle.look()):
+                    break
+                for name in [name for name, worker in crew.items() if worker.process.poll() is not None]:
+                    del crew[name]
+                    run.hire(crew)
+            else:
+                assert engine.lossy, f"no job starts within {READY:g} s of the server's start; see {run.log}"
+            resumed.append(time.monotonic() - moment)
+        assert caller.process.wait(READY + jobs * 0.01) == 0, run.output()[-4000:]
+        run.settle_kept()
+        return run.report("F5", kills, resumed, what="resume_ms", more=f"refused={len(oracle.refused)} ")
+
+
+def replies_get_lost(engine: Engine, folder: Path, seed: int, *, calls: int) -> Report:
+    """F11: of every tenth request of a caller's the server does what it says, and the answer is lost."""
+    with bench(engine, folder, seed) as run:
+        server, cuts = run.server, 0
+        assert server is not None
+        run.ready(run.worker())
+        with cutting_proxy(server.port, seed=seed, mark=b"") as proxy:
+            call = engine.caller(run.url.replace(f":{server.port}", f":{proxy.port}"))
+            for number in range(calls):
+                proxy.probability = 0.1 * (number > 0)
+                with suppress(backgrounded.EnqueueError):
+                    run.told(id := f"j{number}", lambda id=id: call(id))  # type: ignore[misc]
+            cuts = proxy.cuts
+        assert cuts >= calls * 0.05, f"only {cuts} answers were lost"
+        run.settle()
+        return run.report("F11", 0, more=f"cuts={cuts} refused={len(run.oracle.refused)} ")
 
 
 def idle_worker_takes_over(engine: Engine, folder: Path, seed: int, *, kills: int) -> Report:

@@ -1,6 +1,6 @@
 """Is a job lost, or run twice, when what runs it dies, freezes, is told to end, or has another clock?
 
-For any engine (`--engine`), against what its handler promises; and for engines that must fail, to see that they do.
+For the embedded engine, against all the figures that it promises, and for engines that must fail, to see that they do.
 """
 
 from __future__ import annotations

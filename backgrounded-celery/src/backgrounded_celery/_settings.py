@@ -13,12 +13,16 @@ from backgrounded import ConfigurationError
 from backgrounded.handler import Feature, Guarantees
 from celery import Celery
 from celery.app.utils import find_app
+from kombu.transport.redis import Channel as RedisChannel
 
 from ._broker import Broker
 from .task import TASK
 
 VISIBILITY: Final = 3_600.0
 """Seconds after which Redis hands a message on that was not acknowledged: kombu's own default."""
+
+SWEEP: Final = 10
+"""Seconds from one look of a worker for such messages to the next, on an app of our own. Before kombu 5.7 it is 100."""
 
 ALWAYS: Final = frozenset(
     {
@@ -110,7 +114,11 @@ class Place:
         app.conf.update(
             accept_content=["json"],
             broker_connection_retry_on_startup=True,
-            broker_transport_options={"visibility_timeout": self.visibility_timeout or VISIBILITY},
+            broker_transport_options={
+                "visibility_timeout": self.visibility_timeout or VISIBILITY,
+                "unacked_restore_interval": SWEEP,
+                "unacked_restore_throttle": 1,
+            },
             result_serializer="json",
             task_default_queue=self.queue,
             task_serializer="json",
@@ -183,7 +191,8 @@ def _notes(broker: Broker) -> Iterator[str]:
             "it: of 5 workers frozen and killed at an empty queue, 4 did."
         )
         yield (
-            f"A job whose worker is killed runs again after the visibility timeout ({visibility:g} s) and up to 100 s; "
+            f"A job whose worker is killed runs again after the visibility timeout ({visibility:g} s) and up to "
+            f"{_sweep_of(conf):g} s; "
             "at once where only the pool's process died."
         )
         yield f"A job that runs for longer than the visibility timeout ({visibility:g} s) is begun a second time."
@@ -200,6 +209,15 @@ def _notes(broker: Broker) -> Iterator[str]:
         yield "task_time_limit and task_soft_time_limit of the app stop jobs of ours, too."
     if not _is_acknowledged_late(conf):
         yield "task_annotations of the app set acks_late=False: a job is lost with its worker."
+
+
+def _sweep_of(conf: Any) -> float:
+    """Seconds from one look of a worker's for messages of the dead to the next."""
+    if not hasattr(RedisChannel, "unacked_restore_interval"):
+        return 100.0
+    said = conf.broker_transport_options or {}
+    interval = said.get("unacked_restore_interval", RedisChannel.unacked_restore_interval)
+    return float(interval * said.get("unacked_restore_throttle", RedisChannel.unacked_restore_throttle))
 
 
 def _is_acknowledged_late(conf: Any) -> bool:

@@ -283,6 +283,6 @@ def test_what_a_worker_has_to_know_of_an_app_of_ours_stands_in_its_url(url, monk
     found = backgrounded.get_handler()
     assert found.url == made.url
     assert found.default_queue == "mail"
-    assert found.app.conf.broker_transport_options == {"visibility_timeout": 60}
+    assert found.app.conf.broker_transport_options["visibility_timeout"] == 60
     assert (found.app.conf.broker_url, found.app.backend.url) == (url, "redis://h:7/1")
     backgrounded.reset()

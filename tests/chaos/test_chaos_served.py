@@ -1,0 +1,83 @@
+"""Is a job lost, or run twice, with a worker or a server that dies, on an engine that has a server?
+
+What a handler says in its `guarantees` has to be true; and what an engine by itself is known to lose has to be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import runs
+from engines import CONTROLS, SERVED, Engine
+from runs import Report
+
+pytestmark = pytest.mark.chaos
+Note = Callable[[Report], Report]
+each_engine = pytest.mark.parametrize("engine", SERVED, indirect=True)
+
+
+@each_engine
+def test_no_job_is_lost_with_a_worker_that_is_killed(
+    engine: Engine, folder: Path, seed: int, report: Note, long: bool
+) -> None:
+    jobs, kills = (20_000, 200) if long else (120, 4)
+    found = report(runs.workers_die(engine, folder, seed, jobs=jobs, kills=kills, seconds=0.1))
+    assert found.keeps_its_word
+    assert len(found.completed_twice) <= kills
+
+
+@each_engine
+def test_no_job_is_lost_with_a_child_that_is_killed(
+    engine: Engine, folder: Path, seed: int, report: Note, long: bool
+) -> None:
+    jobs, kills = (6_000, 30) if long else (100, 2)
+    found = report(runs.workers_die(engine, folder, seed, jobs=jobs, kills=kills, seconds=0.1, whole=False))
+    assert found.keeps_its_word
+    assert len(found.completed_twice) <= kills
+
+
+@each_engine
+def test_no_job_is_lost_with_a_server_that_is_killed_and_started_again(
+    engine: Engine, folder: Path, seed: int, report: Note, long: bool
+) -> None:
+    jobs, kills = (4_000, 20) if long else (300, 2)
+    assert report(runs.server_dies(engine, folder, seed, jobs=jobs, kills=kills)).keeps_its_word
+
+
+@each_engine
+def test_no_call_whose_answer_is_lost_becomes_two_jobs(
+    engine: Engine, folder: Path, seed: int, report: Note, long: bool
+) -> None:
+    found = report(runs.replies_get_lost(engine, folder, seed, calls=5_000 if long else 200))
+    assert found.keeps_its_word
+    assert not found.started_twice
+
+
+@each_engine
+def test_a_worker_that_is_told_to_end_loses_nothing_and_repeats_nothing(
+    engine: Engine, folder: Path, seed: int, report: Note, long: bool
+) -> None:
+    found = report(runs.workers_are_told_to_end(engine, folder, seed, stops=50 if long else 3, seconds=0.1))
+    assert found.keeps_its_word
+    assert not found.started_twice
+
+
+@each_engine
+def test_a_job_that_is_handed_over_while_the_worker_is_frozen_outlives_it(
+    engine: Engine, folder: Path, seed: int, report: Note, long: bool
+) -> None:
+    assert report(runs.frozen_then_killed(engine, folder, seed, tries=20 if long else 1)).keeps_its_word
+
+
+# -- the harness itself
+
+
+def test_celery_by_itself_is_seen_to_lose_jobs_with_its_worker(folder: Path, seed: int, report: Note) -> None:
+    assert report(runs.workers_die(CONTROLS["plain-celery"], folder, seed, jobs=120, kills=4, seconds=0.1)).lost
+
+
+def test_a_redis_that_writes_nothing_is_seen_to_lose_jobs(folder: Path, seed: int, report: Note) -> None:
+    assert report(runs.server_dies(CONTROLS["rq, Redis without appendonly"], folder, seed, jobs=300, kills=1)).lost
