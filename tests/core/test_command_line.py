@@ -9,6 +9,7 @@ import backgrounded
 import pytest
 from backgrounded import Backgrounded
 from backgrounded.__main__ import main
+from backgrounded.handler import Finding
 from backgrounded.handlers.memory import MemoryHandler
 
 
@@ -99,3 +100,50 @@ def test_an_application_that_cannot_be_imported_is_said(capsys: pytest.CaptureFi
         patch.setenv("BACKGROUNDED_APP", "nobody.has.this")
         assert main(["worker", "--app", "nobody.has.this"]) == 1
     assert "nobody.has.this could not be imported" in capsys.readouterr().err
+
+
+class Examined(MemoryHandler):
+    """A handler that looks at its engine, and finds what it is told to find."""
+
+    findings: tuple[Finding, ...] = ()
+
+    def examine(self) -> Iterator[Finding]:
+        yield from self.findings
+
+
+class Unreachable(MemoryHandler):
+    def examine(self) -> Iterator[Finding]:
+        raise ConnectionRefusedError("nobody is there")
+
+
+ADVICE = Finding("It is slow.", "be patient")
+GAP = Finding("It forgets.", "remind it", gap=True)
+
+
+@pytest.mark.parametrize(("findings", "code"), [((), 0), ((ADVICE,), 0), ((ADVICE, GAP), 1)])
+def test_the_doctor_says_what_is_promised_and_what_makes_it_untrue(
+    capsys: pytest.CaptureFixture[str], findings: tuple[Finding, ...], code: int
+) -> None:
+    handler = Examined()
+    handler.findings = findings
+    with backgrounded.using(handler):
+        assert main(["doctor"]) == code
+        told = capsys.readouterr().out
+        assert main(["doctor", "--json"]) == code
+        found = json.loads(capsys.readouterr().out)
+    assert "delivery at-most-once" in told
+    assert ("advice: It is slow.\n  Way out: be patient" in told) is bool(findings)
+    assert ("GAP: It forgets.\n  Way out: remind it" in told) is bool(code)
+    assert found["guarantees"]["delivery"] == "at-most-once"
+    assert [finding["what"] for finding in found["findings"]] == [finding.what for finding in findings]
+
+
+def test_an_engine_that_cannot_be_asked_is_a_gap(capsys: pytest.CaptureFixture[str]) -> None:
+    with backgrounded.using(Unreachable()):
+        assert main(["doctor"]) == 1
+    assert "GAP: The engine cannot be asked: ConnectionRefusedError: nobody is there" in capsys.readouterr().out
+
+
+def test_the_doctor_counts_what_was_set_aside(handler: MemoryHandler, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    assert "advice: 2 jobs were set aside." in capsys.readouterr().out

@@ -19,7 +19,7 @@ from typing import Any
 
 import backgrounded
 import pytest
-from backgrounded import BackgroundedError, Limits, Options, State, errors, hookspecs
+from backgrounded import BackgroundedError, Limits, Options, State, errors, handler, hookspecs, records
 from backgrounded.__main__ import main
 from backgrounded.calls import OPTION_NAMES
 from backgrounded.handler import Feature, Guarantees
@@ -139,6 +139,15 @@ def arguments_of(function: Any) -> list[str]:
     return [name for name in inspect.signature(function).parameters if name not in ("self", "rest")]
 
 
+def names_of(module: Any) -> list[str]:
+    """The public classes and functions that a module defines."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
+
+
 def public_members(cls: type) -> list[str]:
     annotated = getattr(cls, "__annotations__", {})
     slots = [name for name in getattr(cls, "__slots__", ()) if name not in annotated]
@@ -159,6 +168,8 @@ def code_of(page: str) -> str:
 
 LISTS: dict[str, tuple[str, Iterable[str]]] = {
     "public names": ("names.md", backgrounded.__all__),
+    "names of handler": ("names.md", names_of(handler)),
+    "names of records": ("names.md", names_of(records)),
     "members of Job": ("names.md", public_members(backgrounded.Job)),
     "members of CurrentJob": ("names.md", public_members(backgrounded.CurrentJob)),
     "members of Call": ("names.md", public_members(backgrounded.Call)),

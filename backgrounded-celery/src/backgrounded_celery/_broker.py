@@ -167,6 +167,12 @@ class Broker:
         """What kind of broker it is: "redis", "amqp", "memory", ... Nothing is connected."""
         return str(self.app.connection_for_write().transport.driver_type)
 
+    @contextmanager
+    def channel(self) -> Iterator[Any]:
+        """A channel of a connection for this block alone."""
+        with self._connection() as connection, connection.channel() as channel:
+            yield channel
+
     # -- what is known
 
     @property
@@ -222,7 +228,7 @@ class Broker:
         A process that dies inside leaves them to the broker, which puts them back (Redis after the visibility timeout).
         """
         found: list[tuple[Message, Any, Any]] = []
-        with self._connection() as connection, connection.channel() as channel:
+        with self.channel() as channel:
             queue = Queue(KEPT)(channel)
             queue.declare()
             deliveries: list[Any] = []

@@ -22,6 +22,7 @@ from backgrounded import (
 from backgrounded.handler import (
     OPTION_FEATURES,
     Feature,
+    Finding,
     Guarantees,
     Kept,
     State,
@@ -30,7 +31,7 @@ from backgrounded.handler import (
     with_settings,
     worker_settings,
 )
-from backgrounded.records import Records
+from backgrounded.records import Records, examine_redis
 from celery import Celery
 from redis.exceptions import RedisError
 
@@ -262,6 +263,12 @@ class CeleryHandler:
         with self.broker.take(id):
             if self.broker.records is not None:
                 self.broker.records.drop([id])
+
+    def examine(self) -> Iterator[Finding]:
+        """Whether the broker can be reached and, where it is a Redis, keeps what it acknowledged."""
+        with self.broker.channel() as channel:
+            if self.broker.transport == "redis":
+                yield from examine_redis(channel.client)
 
     # -- workers
 

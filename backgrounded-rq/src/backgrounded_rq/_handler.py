@@ -19,7 +19,17 @@ from typing import Any, ClassVar, Final
 
 from backgrounded import Call, CallError, ConfigurationError, EnqueueError, InvalidOption, NoResult, ResultTimeout
 from backgrounded.errors import DecodeError
-from backgrounded.handler import Feature, Kept, State, failure_from, warn_without_app, with_settings, worker_settings
+from backgrounded.handler import (
+    Feature,
+    Finding,
+    Kept,
+    State,
+    failure_from,
+    warn_without_app,
+    with_settings,
+    worker_settings,
+)
+from backgrounded.records import examine_redis
 from redis import Redis
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -381,6 +391,10 @@ class RQHandler:
         above = [f"{name}.{self.priorities[key]}" for key in sorted(self.priorities, reverse=True) if key > 5]
         below = [f"{name}.{self.priorities[key]}" for key in sorted(self.priorities, reverse=True) if key < 5]
         return [*above, name, *below]
+
+    def examine(self) -> Iterator[Finding]:
+        """Whether this Redis keeps what it acknowledged."""
+        return examine_redis(self.connection)
 
     @staticmethod
     @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._configuration import DEFAULT, HANDLERS, configuration_of, entry_points, load_handler, runtime
+from ._configuration import DEFAULT, HANDLERS, Configuration, configuration_of, entry_points, load_handler, runtime
 from ._runtime import load_app
 from .errors import BackgroundedError, ConfigurationError
 from .handler import OPTION_FEATURES, Feature
@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (replay, forget):
         command.add_argument("ids", nargs="*", metavar="ID", help="ids of kept jobs")
         command.add_argument("--all", action="store_true", help="all that are kept now")
+    doctor = _on_a_handler(commands, "doctor", _doctor, "say what is promised, and what makes it untrue here")
+    doctor.add_argument("--json", action="store_true", help="for machines")
     handlers = commands.add_parser("handlers", help="list the installed handlers and the options that they keep")
     handlers.add_argument("--json", action="store_true", help="for machines")
     handlers.set_defaults(run=_handlers)
@@ -70,20 +72,31 @@ def _on_a_handler(commands: Any, name: str, run: Callable[[argparse.Namespace], 
     return command
 
 
-def _handler_of(parsed: argparse.Namespace, feature: Feature) -> Any:
-    """The handler that the command line and the environment mean. Raises ConfigurationError without the feature."""
+def _configured(parsed: argparse.Namespace) -> Configuration:
+    """What the command line and the environment mean."""
     for variable, value in (("BACKGROUNDED_APP", parsed.app), ("BACKGROUNDED_URL", parsed.url)):
         if value is not None:
             os.environ[variable] = value
     sys.path.insert(0, str(Path.cwd()))  # where the modules of BACKGROUNDED_APP are; a script does not have it
     load_app()
-    configuration = configuration_of(parsed.handler)
+    return configuration_of(parsed.handler)
+
+
+def _handler_of(parsed: argparse.Namespace, feature: Feature) -> Any:
+    """The handler that is meant. Raises ConfigurationError without the feature."""
+    configuration = _configured(parsed)
     if feature not in configuration.handler.features:
         raise ConfigurationError(
             f"Handler {configuration.kind!r} has no {feature}. Name the engine: --url sqlite:///jobs.db, or --app with "
             "a module that calls backgrounded.configure()."
         )
     return configuration.handler
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from ._doctor import doctor  # here, not above: as the demo
+
+    return doctor(_configured(parsed), as_json=parsed.json)
 
 
 def _worker(parsed: argparse.Namespace) -> None:

@@ -199,6 +199,18 @@ class Kept:
     code: str = PerformError.code
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What `Handler.examine` found in the engine as it is set up now: what is so, and the way out.
+
+    A `gap` makes something untrue that is promised; the rest is advice.
+    """
+
+    what: str
+    way_out: str
+    gap: bool = False
+
+
 @runtime_checkable
 class Handler(Protocol):
     """An object that hands jobs to one engine. It holds no state of a single call.
@@ -216,8 +228,9 @@ class Handler(Protocol):
         kept() -> Iterable[Kept], replay(id), forget(id)     KEPT
         check(call) -> None                          refuse a call before it is sent, beyond its features
         worker_command(queues) -> list[str]          WORKER
+        examine() -> Iterable[Finding]               any: ask the live engine, for `backgrounded doctor`
 
-    All of them take our id.
+    All of them take our id. What `examine` raises is a finding, too: the engine cannot be reached.
     """
 
     protocol: ClassVar[int]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from .calls import Call
 from .errors import Duplicate, NoResult, ResultTimeout
-from .handler import State, failure_from, printable
+from .handler import Finding, State, failure_from, printable
 
 DAY: Final = 86_400
 WAITING: Final = 30 * DAY
@@ -81,6 +81,23 @@ redis.call('del', KEYS[1])
 
 RESULT_TTL: Final = float(DAY)
 """Seconds for which an outcome is remembered, where a job does not say otherwise."""
+
+
+def examine_redis(client: Any) -> Iterator[Finding]:
+    """Whether a Redis keeps what it acknowledged, for `Handler.examine`. Errors of redis-py go through."""
+    info = client.info()
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        yield Finding(
+            f"Redis has maxmemory-policy {policy}: when its memory is full it throws jobs away, and says nothing.",
+            "CONFIG SET maxmemory-policy noeviction, in its configuration file too",
+            gap=True,
+        )
+    if not info.get("aof_enabled"):
+        yield Finding(
+            "Redis writes no append-only file: jobs that it has acknowledged die with it.",
+            "CONFIG SET appendonly yes, in its configuration file too",
+        )
 
 
 class Records:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import pytest
 from backgrounded.testing import HandlerContract
 from backgrounded_celery import CeleryHandler
-from processes import running
 
+from processes import running
 from servers import free_port
 
 PROBE = {"BACKGROUNDED_APP": "backgrounded.testing.probe"}

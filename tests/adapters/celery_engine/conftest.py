@@ -14,8 +14,8 @@ from typing import Any
 import backgrounded
 import pytest
 from celery_contract import PROBE, is_ready
-from processes import running
 
+from processes import running
 from servers import redis_server
 
 HERE = Path(__file__).parent

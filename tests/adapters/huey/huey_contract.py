@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from backgrounded.testing import HandlerContract
 from backgrounded_huey import HueyHandler
+
 from processes import running
 
 APPLICATIONS = Path(__file__).parent

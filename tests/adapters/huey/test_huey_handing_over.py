@@ -30,9 +30,9 @@ from huey import FileHuey, Huey, MemoryHuey, PriorityRedisExpireHuey, RedisHuey,
 from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
 from huey.storage import MemoryStorage
 from hueytools import stored
-from waiting import eventually
 
 from servers import free_port
+from waiting import eventually
 
 CANARY = "canary-argument"
 

@@ -17,6 +17,7 @@ from backgrounded.testing.probe import events
 from backgrounded_huey import HueyHandler
 from huey import PriorityRedisHuey
 from hueytools import Bomb
+
 from waiting import eventually
 
 HERE = Path(__file__).parent

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import pytest
 from backgrounded.testing import HandlerContract
 from backgrounded_rq import RQHandler
-from processes import running
 from rq import Worker
 from rq.scheduler import RQScheduler
 
+from processes import running
 from servers import free_port
 
 PRIORITIES = {8: "high", 2: "low"}

@@ -14,14 +14,14 @@ import backgrounded
 import pytest
 from backgrounded import BatchError, ConfigurationError, Duplicate, EnqueueError, InvalidOption, Unique
 from backgrounded_rq import RQHandler
-from cutting_proxy import cutting_proxy
 from redis import Redis
 from redis.connection import Connection
 from rq import Queue
 from rqshop.jobs import Item, add
-from waiting import eventually
 
+from cutting_proxy import cutting_proxy
 from servers import free_port
+from waiting import eventually
 
 
 class Counting(Connection):

@@ -18,6 +18,7 @@ from backgrounded import NoResult, Retry
 from rq import Queue
 from rq.job import Job as RQJob
 from rqshop.jobs import Item
+
 from waiting import eventually
 
 pytestmark = pytest.mark.worker

@@ -8,6 +8,7 @@ from redis import Redis
 from rq import Queue
 from rq.job import Job as RQJob
 from rqshop.jobs import Item
+
 from waiting import eventually
 
 pytestmark = pytest.mark.worker

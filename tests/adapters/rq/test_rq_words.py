@@ -13,6 +13,7 @@ from redis import Redis
 from rq import Queue
 from rq.job import Job as RQJob
 from rqshop.jobs import Item, add
+
 from waiting import eventually
 
 # -- names

@@ -23,10 +23,10 @@ from rq import Queue, Worker
 from rq.job import Job as RQJob
 from rqshop.jobs import Item
 from rqtools import HERE
-from waiting import eventually
 
 from needs import missing
 from servers import free_port
+from waiting import eventually
 
 pytestmark = pytest.mark.worker
 CANARY = "canary-4711"

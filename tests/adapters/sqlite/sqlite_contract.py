@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 from backgrounded.testing import HandlerContract
 from backgrounded_sqlite import SQLiteHandler
+
 from processes import running
 
 

@@ -18,8 +18,9 @@ import backgrounded
 from backgrounded import Call
 from backgrounded.handlers.memory import MemoryHandler
 from backgrounded_sqlite import SQLiteHandler
-from processes import WITH_PARENT
 from sqlite_contract import listed, query, sqlite_worker
+
+from processes import WITH_PARENT
 
 HERE = Path(__file__).parent
 NOBODY = 65534

@@ -11,8 +11,9 @@ from pathlib import Path
 import backgrounded
 import pytest
 from backgrounded import State
-from processes import running
 from sqlite_contract import listed
+
+from processes import running
 
 pytestmark = pytest.mark.worker
 

@@ -19,9 +19,9 @@ from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
 from sqlite_contract import query
 from sqlitetools import NOBODY, Workers, elsewhere, is_sound
-from waiting import eventually
 
 from needs import missing
+from waiting import eventually
 
 
 def mode(path: Path) -> int:

@@ -11,6 +11,7 @@ from backgrounded_sqlite import SQLiteHandler
 from sqlite_contract import query
 from sqliteshop import Item
 from sqlitetools import Workers, made, row
+
 from waiting import eventually
 
 REASON = b'{"reason":"It was a test.","code":"refused"}'

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from backgrounded_sqlite._alive import Locks
+
 from waiting import eventually
 
 HOLD = """

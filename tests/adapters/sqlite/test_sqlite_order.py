@@ -12,6 +12,7 @@ from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
 from sqlite_contract import query
 from sqlitetools import Workers, row
+
 from waiting import eventually
 
 pytestmark = pytest.mark.worker

@@ -19,6 +19,7 @@ from backgrounded_sqlite import SQLiteHandler
 from sqlite_contract import query
 from sqliteshop import Item
 from sqlitetools import Workers, elsewhere, made, row
+
 from waiting import eventually
 
 pytestmark = pytest.mark.worker

@@ -16,6 +16,7 @@ from backgrounded_sqlite import SQLiteHandler
 from sqlite_contract import query
 from sqliteshop import Item
 from sqlitetools import Workers, children, made
+
 from waiting import eventually
 
 

@@ -20,6 +20,7 @@ from backgrounded_sqlite import SQLiteHandler
 from sqlite_contract import query
 from sqliteshop import Item
 from sqlitetools import Workers, children, elsewhere, is_running, is_sound, locked, made, row
+
 from waiting import eventually
 
 CANARY = "canary-4711"

@@ -1,0 +1,45 @@
+"""Does `backgrounded doctor` see what makes the promises of an engine untrue, in a real server?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import backgrounded
+import pytest
+from backgrounded.__main__ import main
+
+from servers import free_port, redis
+
+each_engine = pytest.mark.parametrize("engine", ["rq", "celery"])
+
+
+@each_engine
+@pytest.mark.parametrize(
+    ("settings", "code", "said"),
+    [
+        ({"appendonly": "yes"}, 0, ""),
+        ({}, 0, "advice: Redis writes no append-only file"),
+        ({"appendonly": "yes", "maxmemory-policy": "allkeys-lru"}, 1, "GAP: Redis has maxmemory-policy allkeys-lru"),
+    ],
+)
+def test_a_redis_that_loses_what_it_acknowledged_is_seen(
+    engine: str, settings: dict[str, str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with redis(**settings) as server, backgrounded.using(engine, url=f"{server.url}/0"):
+        assert main(["doctor"]) == code
+    told = capsys.readouterr().out
+    assert said in told
+    assert bool(said) is ("Way out" in told)
+
+
+@each_engine
+def test_a_server_that_is_not_there_is_seen(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with backgrounded.using(engine, url=f"redis://127.0.0.1:{free_port()}/0"):
+        assert main(["doctor"]) == 1
+    assert "GAP: The engine cannot be asked" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_opened_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with backgrounded.using("sqlite", url=f"sqlite:///{tmp_path}/nowhere/jobs.db"):
+        assert main(["doctor"]) == 1
+    assert "GAP: The engine cannot be asked" in capsys.readouterr().out
