@@ -1,0 +1,1 @@
+"""One application, of which not a line knows its engine: BACKGROUNDED_URL says it."""

@@ -1,0 +1,74 @@
+"""Does one application run on every engine, without a line that changes? Each has its own worker, a real one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from processes import running
+from servers import rabbitmq, redis_server
+
+pytestmark = pytest.mark.worker
+HERE = Path(__file__).parent
+SAID = """\
+ada: first succeeded
+ada: delayed True
+JobFailed('LookupError: no such account') failed
+['ada: batch 0', 'ada: batch 1', 'ada: batch 2']
+queued ada: first
+['batch 0', 'batch 1', 'batch 2', 'delayed', 'first', 'try', 'try', 'try']
+True
+anyshop.models.Account has no method 'nothing'.
+"""
+
+
+@contextmanager
+def on_a_file(scheme: str, folder: Path) -> Iterator[dict[str, str]]:
+    yield {"BACKGROUNDED_URL": f"{scheme}:///{folder / 'jobs.db'}"}
+
+
+@contextmanager
+def on_redis(scheme: str, folder: Path) -> Iterator[dict[str, str]]:
+    with redis_server() as url:
+        yield {"BACKGROUNDED_URL": f"{scheme}+{url}/0"}
+
+
+@contextmanager
+def celery_on_rabbitmq(app: str, folder: Path) -> Iterator[dict[str, str]]:
+    with rabbitmq() as node, redis_server() as results:
+        yield {"BACKGROUNDED_URL": f"celery://{app}", "ANYSHOP_BROKER": node.url, "ANYSHOP_RESULTS": results}
+
+
+ENGINES = {
+    "sqlite": (on_a_file, "sqlite"),
+    "rq": (on_redis, "rq"),
+    "huey": (on_a_file, "huey+sqlite"),
+    "celery-redis": (on_redis, "celery"),
+    "celery-rabbitmq": (celery_on_rabbitmq, "anyshop.on_rabbitmq:app"),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_application_runs_on_every_engine_without_a_line_that_changes(engine: str, tmp_path: Path) -> None:
+    place, what = ENGINES[engine]
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    with place(what, tmp_path) as settings:
+        environment = {"PYTHONPATH": path, "BACKGROUNDED_APP": "anyshop.models", **settings}
+        worker = [sys.executable, "-m", "backgrounded", "worker", "custom"]
+        output = tmp_path / "worker.log"
+        with running(worker, environment=environment, output=output, is_ready=lambda: True):
+            said = subprocess.run(
+                [sys.executable, "-m", "anyshop", str(tmp_path / "book")],
+                env={**os.environ, **environment},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+        assert said.stdout == SAID, said.stderr + output.read_text()
