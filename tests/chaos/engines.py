@@ -144,13 +144,14 @@ class Celery(OnRedis):
 
 
 class CeleryOnRabbitMQ(Celery):
-    """The same on an application's own app, with RabbitMQ."""
+    """The same on an application's own app, with RabbitMQ; what is known of the jobs is in a Redis, which lives on."""
 
     name = "celery-rabbitmq"
 
     @contextmanager
     def place(self, folder: Path) -> Iterator[tuple[str, Server]]:
-        with rabbitmq() as server:
+        with rabbitmq() as server, redis() as results:
+            os.environ["CHAOS_RESULTS"] = results.url
             yield server.url, server
 
     def handler(self, url: str, processes: int = 1) -> Any:

@@ -14,7 +14,12 @@ from celery import Celery
 
 import oracle
 
-app: Any = Celery("plain_celery", broker=os.environ["CHAOS_CELERY"], set_as_current=False)
+app: Any = Celery(
+    "plain_celery",
+    broker=os.environ["CHAOS_CELERY"],
+    backend=os.environ.get("CHAOS_RESULTS"),
+    set_as_current=False,
+)
 app.conf.update(
     broker_connection_retry_on_startup=True,
     task_default_queue="default",
