@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
 from backgrounded import ConfigurationError
@@ -252,29 +252,35 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 def _checked(path: Path) -> Path:
     """The file itself, there, and safe to use. Raises ConfigurationError where others could have put it there."""
-    _refuse_foreign(path, path.lstat() if path.is_symlink() else None)
+    if path.is_symlink():
+        _refuse_foreign(path)
     real = path.resolve()
     for suffix in _COMPANIONS:
-        beside = real.with_name(real.name + suffix)
-        if beside.is_symlink() or beside.exists():
-            _refuse_foreign(beside, beside.lstat())
+        _refuse_foreign(real.with_name(real.name + suffix))
     try:
         os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), _PRIVATE))
     except FileExistsError:
-        found = real.stat()
+        try:
+            found = real.stat()
+        except FileNotFoundError:  # it has gone in between
+            return _checked(path)
         if not stat.S_ISREG(found.st_mode):
             raise ConfigurationError(f"sqlite: {path} is no file.") from None
         if found.st_mode & stat.S_IWOTH:
             raise ConfigurationError(
                 f"sqlite: everybody may write to {path}: chmod o-w, or they call your code."
             ) from None
-        _refuse_foreign(real, found)
+        _refuse_foreign(real)
     return real
 
 
-def _refuse_foreign(path: Path, found: Any) -> None:
-    """Refuse what another user has put where everybody may put things, such as /tmp."""
-    if found is None or not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0):
+def _refuse_foreign(path: Path) -> None:
+    """Refuse what another user has put where everybody may put things, such as /tmp: the file, or a link to it."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:  # one look, not two: a companion goes with the last connection, at any moment
+        return
+    if not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0):
         return
     if path.parent.stat().st_mode & stat.S_IWOTH:
         raise ConfigurationError(f"sqlite: {path} belongs to another user, in a directory that is everybody's.")

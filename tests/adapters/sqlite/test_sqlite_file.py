@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -348,6 +349,28 @@ def test_calls_go_to_the_file_that_is_there(
     assert (first.state, second.state) == ("unknown", "queued")
     assert query(handler.path, "SELECT id FROM jobs") == [(second.id,)]
     assert is_sound(handler.path)
+
+
+def test_a_companion_of_the_file_may_go_while_it_is_looked_at(handler: SQLiteHandler) -> None:
+    """As the journal does with the last connection of another process."""
+    assert handler.state("0" * 32) == "unknown"
+    companion = handler.path.with_name("jobs.db-workers")
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            companion.touch()
+            companion.unlink()
+
+    restless = threading.Thread(target=come_and_go)
+    restless.start()
+    try:
+        for _ in range(800):
+            handler._store.file.close()
+            assert handler.state("0" * 32) == "unknown"
+    finally:
+        over.set()
+        restless.join()
 
 
 @pytest.mark.worker
