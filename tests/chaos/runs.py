@@ -100,6 +100,12 @@ class Bench:
         worker = self.worker(*options, **how)
         crew[worker.name] = worker
 
+    def supervise(self, crew: dict[str, Started], **how: Any) -> None:
+        """Follow each worker on this list that has ended by itself with a new one."""
+        for name in [name for name, worker in crew.items() if worker.process.poll() is not None]:
+            del crew[name]
+            self.hire(crew, **how)
+
     def ready(self, *workers: Started) -> None:
         """Wait until these workers have imported the application; where only a job makes one do it, it gets one."""
         if self.engine.loads_late:
@@ -257,8 +263,8 @@ def workers_die(
 ) -> Report:
     """F1, or F2 where not `whole`: under load, each worker is killed some time after it has started its first job.
 
-    A worker that was killed whole is followed by a new one at once. A child is left alive for a second at first: where
-    one dies after the other, workers wait before they start the next.
+    A worker that was killed whole, or that ends with its child, is followed by a new one at once. A child is left alive
+    for a second at first: where one dies after the other, workers wait before they start the next.
     """
     with bench(engine, folder, seed) as run:
         oracle, least, longest = (run.oracle, 0.0, jobs / kills * seconds) if whole else (run.oracle, 1.1, 0.3)
@@ -270,12 +276,14 @@ def workers_die(
         for _ in range(workers):
             run.hire(crew, isolated=True)
         for _ in looks(READY + kills * (1.0 + least + longest), pause=0.001):
+            run.supervise(crew, isolated=True)
             for event in oracle.look():
                 if event.kind == "S" and event.worker in crew and event.worker not in moments:
                     moments[event.worker] = time.monotonic() + least + run.random.uniform(0, longest)
             for name in [name for name, moment in moments.items() if time.monotonic() >= moment]:
                 del moments[name]
-                worker = crew[name]
+                if (worker := crew.get(name)) is None:
+                    continue
                 if not whole:
                     if not worker.kill_child():
                         continue
@@ -325,9 +333,7 @@ def server_dies(engine: Engine, folder: Path, seed: int, *, jobs: int, kills: in
             for _ in looks(1.0 if engine.lossy else READY):
                 if any(event.kind == "S" and event.mono > moment for event in oracle.look()):
                     break
-                for name in [name for name, worker in crew.items() if worker.process.poll() is not None]:
-                    del crew[name]
-                    run.hire(crew)
+                run.supervise(crew)
             else:
                 assert engine.lossy, f"no job starts within {READY:g} s of the server's start; see {run.log}"
             resumed.append(time.monotonic() - moment)
