@@ -34,7 +34,7 @@ ORDER = [
     {"_proxy"},
     {"__init__"},
     {"testing"},
-    {"_demo", "_doctor"},
+    {"_demo", "_doctor", "_new_adapter"},
     {"__main__"},
 ]
 ROWS = {module: row for row, modules in enumerate(ORDER) for module in modules}

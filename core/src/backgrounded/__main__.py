@@ -50,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     handlers = commands.add_parser("handlers", help="list the installed handlers and the options that they keep")
     handlers.add_argument("--json", action="store_true", help="for machines")
     handlers.set_defaults(run=_handlers)
+    adapter = commands.add_parser(
+        "new-adapter", help="write a distribution with a handler for another engine, to begin with"
+    )
+    adapter.add_argument("name", help="what the engine is called in configure(NAME), such as river")
+    adapter.set_defaults(run=_new_adapter)
     manager = runtime().hooks.manager
     if manager is not None:
         manager.hook.backgrounded_commands(commands=commands)
@@ -60,6 +65,17 @@ def _demo(parsed: argparse.Namespace) -> int:
     from ._demo import demo  # here, not above: it is of no use to the other commands
 
     return demo(parsed.handler)
+
+
+def _new_adapter(parsed: argparse.Namespace) -> None:
+    from . import __version__
+    from ._new_adapter import new_adapter  # here, not above: as _demo
+
+    place = new_adapter(parsed.name, __version__, Path.cwd())
+    print(
+        f"{place.name}/ is an adapter that works, on an engine of its own: search it for REPLACE. To test it as it is:"
+    )
+    print(f"  cd {place.name} && pip install -e . pytest && pytest")
 
 
 def _on_a_handler(commands: Any, name: str, run: Callable[[argparse.Namespace], Any], help: str) -> Any:
