@@ -136,6 +136,8 @@ class Job(RQJob):
         """RQ's name, instance, arguments and keywords. What is not a call of ours becomes one that will be refused."""
         try:
             name, _, [wire], kwargs = self.serializer.loads(self.data)
+            if not isinstance(name, str):
+                raise TypeError("the name of the function is no text")
             name, kwargs = printable(name), {key: kwargs[key] for key in ("handler", "failure_ttl") if key in kwargs}
         except Exception:
             name, wire, kwargs = UNREADABLE, None, {}
