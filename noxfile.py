@@ -22,7 +22,8 @@ SQLITE = [*CORE, "-e", "./backgrounded-sqlite"]
 RQ = [*CORE, "-e", "./backgrounded-rq"]
 HUEY = [*CORE, "-e", "./backgrounded-huey[redis]"]
 CELERY = [*CORE, "-e", "./backgrounded-celery"]
-ALL = [*SQLITE, *RQ, *HUEY, *CELERY]
+PROCRASTINATE = [*CORE, "-e", "./backgrounded-procrastinate", "psycopg[binary]"]
+ALL = [*SQLITE, *RQ, *HUEY, *CELERY, *PROCRASTINATE]
 PACKAGES = {  # what is installed, and which tests it must pass
     "core": (CORE, ["tests/core"]),
     "sqlite": (SQLITE, ["tests/adapters/sqlite"]),
@@ -32,6 +33,11 @@ PACKAGES = {  # what is installed, and which tests it must pass
     "celery-newest": (CELERY, ["tests/adapters/celery_engine"]),
     "huey-oldest": ([*HUEY, "huey==3.4.0"], ["tests/adapters/huey"]),
     "huey-newest": (HUEY, ["tests/adapters/huey"]),
+    "procrastinate-oldest": (
+        [*PROCRASTINATE, "procrastinate==3.2.1"],
+        ["tests/adapters/procrastinate_engine"],
+    ),
+    "procrastinate-newest": (PROCRASTINATE, ["tests/adapters/procrastinate_engine"]),
 }
 
 # A class shares its worker, so it stays in one process; each process starts a server of its own.

@@ -59,6 +59,7 @@ def test_nothing_is_left_to_fill_in_but_what_says_so(project: Path) -> None:
     assert core[1] == f">=0.{minor},<0.{minor + 1}"
 
 
+@pytest.mark.slow
 def test_it_is_clean(project: Path) -> None:
     run(project, "ruff", "check", "--no-cache")
     run(project, "ruff", "format", "--diff", "--no-cache")

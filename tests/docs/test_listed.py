@@ -44,6 +44,7 @@ COLUMNS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "celery, Redis": ("celery", dict),
     "celery, RabbitMQ": ("celery", on_rabbitmq),
     "huey": ("huey", dict),
+    "procrastinate": ("procrastinate", lambda: {"url": "postgresql://localhost/shop"}),
 }
 """Which handler a column shows, and how it is made."""
 HANDLERS = sorted({handler for handler, _ in COLUMNS.values()})

@@ -25,11 +25,12 @@ DISTRIBUTIONS = {
     "backgrounded": "core",
     "backgrounded-celery": "backgrounded-celery",
     "backgrounded-huey": "backgrounded-huey",
+    "backgrounded-procrastinate": "backgrounded-procrastinate",
     "backgrounded-rq": "backgrounded-rq",
     "backgrounded-sqlite": "backgrounded-sqlite",
 }
 PYTHONS = ["3.10", "3.13"]
-ENGINES = {"celery", "dramatiq", "huey", "redis", "rq"}
+ENGINES = {"celery", "dramatiq", "huey", "procrastinate", "psycopg", "redis", "rq"}
 LITTER = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist", ".*")
 
 each_distribution = pytest.mark.parametrize("name", DISTRIBUTIONS)

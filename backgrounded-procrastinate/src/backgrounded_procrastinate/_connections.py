@@ -1,0 +1,125 @@
+"""How is a database asked within bounded time, from any thread, and after a fork?
+
+A query of libpq waits for as long as the server keeps the connection open. So each use of a connection has an alarm: it
+shuts the socket, and the wait ends in an OperationalError.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import socket
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import psycopg
+
+MOST: Final = 10
+"""Idle connections that are kept for the next call."""
+_SHORTEST: Final = 2
+"""Seconds: libpq takes a shorter `connect_timeout` for this."""
+
+
+class NotConnected(psycopg.OperationalError):
+    """There was never a connection: nothing was sent."""
+
+
+class Connections:
+    """Connections to one database, in autocommit mode. Nothing is connected before the first use.
+
+    `patience` bounds connecting and each use of a connection, in seconds.
+    """
+
+    def __init__(self, conninfo: str, more: Mapping[str, Any], patience: float) -> None:
+        self.patience = patience
+        # Prepared statements do not survive a pooler that gives each transaction another session.
+        self._arguments = {"prepare_threshold": None, **more, "conninfo": conninfo, "autocommit": True}
+        self._idle: list[psycopg.Connection[Any]] = []
+        self._inherited: list[psycopg.Connection[Any]] = []
+        self._owner = [os.getpid()]
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close, self._idle, self._owner)
+
+    @contextmanager
+    def one(self) -> Iterator[psycopg.Connection[Any]]:
+        """A connection for the block; it goes back when the block succeeds. Raises psycopg.Error."""
+        connection = self._take() or self._connect()
+        try:
+            with bounded(connection, self.patience):
+                yield connection
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            if len(self._idle) < MOST:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        seconds = max(_SHORTEST, math.ceil(self.patience))
+        try:
+            return psycopg.connect(**{"connect_timeout": seconds, **self._arguments})
+        except psycopg.OperationalError as error:
+            raise NotConnected(str(error)) from error
+
+    def _take(self) -> psycopg.Connection[Any] | None:
+        with self._lock:
+            if self._owner != [os.getpid()]:  # to close them here would end the parent's sessions
+                self._inherited += self._idle
+                self._idle.clear()
+                self._owner[:] = [os.getpid()]
+            while self._idle:
+                connection = self._idle.pop()
+                if _is_usable(connection):
+                    return connection
+                connection.close()
+        return None
+
+    def close(self) -> None:
+        """Close what is idle; the next use connects again."""
+        while (connection := self._take()) is not None:
+            connection.close()
+
+
+def _close(idle: list[psycopg.Connection[Any]], owner: list[int]) -> None:
+    """Close what nobody can use any more, in the process that has opened it."""
+    if owner == [os.getpid()]:
+        for connection in idle:
+            connection.close()
+
+
+def _is_usable(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server has said nothing since the last use: what it says to an idle one is that it ends."""
+    if connection.closed:
+        return False
+    readable, _, _ = select.select([connection.fileno()], [], [], 0)
+    return not readable
+
+
+@contextmanager
+def bounded(connection: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
+    """Hang up on the server, if the block takes longer."""
+    lock = threading.Lock()
+    is_over = False
+
+    def hang_up() -> None:
+        with lock:
+            if is_over or connection.closed:
+                return
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
+    alarm = threading.Timer(seconds, hang_up)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        with lock:
+            is_over = True
+        alarm.cancel()
