@@ -11,8 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +19,93 @@ import pytest
 
 from needs import missing
 from servers import free_port
+from waiting import eventually
 
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
 """Where systems keep the programs of the server, which are not for every user's path."""
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running server: its superuser's URL without the name of a database, and its process."""
+@contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    """A server of its own, empty, without the syncs that keep data over a power failure."""
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
+        server = Postgres(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.end()
 
-    url: str
+
+class Postgres:
+    """A server over a folder: its superuser's URL without the name of a database, and its process."""
+
     process: subprocess.Popen[bytes]
 
-
-@contextmanager
-def postgres_server() -> Iterator[Server]:
-    """A server of its own, empty, without the syncs that keep data over a power failure."""
-    programs = _programs()
-    who = _somebody()
-    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
-        if who:
-            shutil.chown(folder, who["user"])
-        data, port = Path(folder) / "data", free_port()
-        initdb = [programs / "initdb", "--username", "postgres", "--auth", "trust", "--no-sync", "--encoding", "UTF8"]
-        made = subprocess.run([*initdb, "-D", data], cwd=folder, capture_output=True, text=True, check=False, **who)
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}"
+        self._programs, self._who = _programs(), _somebody()
+        self._folder, self._data = folder, folder / "data"
+        if self._who:
+            shutil.chown(folder, self._who["user"])
+        initdb = ["--username", "postgres", "--auth", "trust", "--no-sync", "--encoding", "UTF8", "-D", self._data]
+        made = subprocess.run(
+            [self._programs / "initdb", *initdb], cwd=folder, capture_output=True, text=True, check=False, **self._who
+        )
         assert made.returncode == 0, made.stderr
-        fast = [word for name in ("fsync", "synchronous_commit", "full_page_writes") for word in ("-c", f"{name}=off")]
-        place = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-        log = Path(folder) / "log"
+
+    def start(self) -> None:
+        fast = [word for name in ("fsync", "full_page_writes") for word in ("-c", f"{name}=off")]
+        place = ["-p", str(self.port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+        log = self._folder / "log"
         with log.open("wb") as output:
-            command = [programs / "postgres", "-D", data, *place, *fast, "-c", "max_connections=200"]
-            process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, **who)
-        try:
-            _await(process, port, log)
-            yield Server(f"postgresql://postgres@127.0.0.1:{port}", process)
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)  # a test may have frozen it
-                process.send_signal(signal.SIGINT)  # fast: it hangs up on everybody
-            process.wait(60)
+            command = [self._programs / "postgres", "-D", self._data, *place, *fast, "-c", "max_connections=200"]
+            self.process = subprocess.Popen(command, cwd=self._folder, stdout=output, stderr=output, **self._who)
+        _await(self.process, self.port, log)
+
+    def end(self) -> None:
+        """Fast: it hangs up on everybody, and gives its shared memory back."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)  # a test may have frozen it
+            self.process.send_signal(signal.SIGINT)
+        self.process.wait(60)
+
+    def kill(self) -> None:
+        """SIGKILL, for it and for the processes that it leaves behind: they hold the memory that the next one wants."""
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        children = [int(pid) for path in lists for pid in _pids(path)]
+        for pid in (self.process.pid, *children):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(60)
+        for pid in children:
+            eventually(lambda pid=pid: _has_ended(pid))
+
+
+def procrastinate_on(server: Postgres) -> str:
+    """The URL of a database in which Procrastinate has its schema."""
+    import procrastinate
+
+    url = f"{server.url}/postgres"
+    app = procrastinate.App(connector=procrastinate.SyncPsycopgConnector(conninfo=url))
+    with app.open():
+        app.schema_manager.apply_schema()
+    return url
+
+
+def _pids(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _programs() -> Path:

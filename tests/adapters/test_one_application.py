@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from postgres import postgres_server, procrastinate_on
 from processes import running
 from servers import rabbitmq, redis_server
 
@@ -45,11 +46,18 @@ def celery_on_rabbitmq(app: str, folder: Path) -> Iterator[dict[str, str]]:
         yield {"BACKGROUNDED_URL": f"celery://{app}", "ANYSHOP_BROKER": node.url, "ANYSHOP_RESULTS": results}
 
 
+@contextmanager
+def on_postgresql(scheme: str, folder: Path) -> Iterator[dict[str, str]]:
+    with postgres_server() as server:
+        yield {"BACKGROUNDED_URL": f"{scheme}+{procrastinate_on(server)}"}
+
+
 ENGINES = {
     "sqlite": (on_a_file, "sqlite"),
     "rq": (on_redis, "rq"),
     "huey": (on_a_file, "huey+sqlite"),
     "celery-redis": (on_redis, "celery"),
+    "procrastinate": (on_postgresql, "procrastinate"),
     "celery-rabbitmq": (celery_on_rabbitmq, "anyshop.on_rabbitmq:app"),
 }
 

@@ -19,6 +19,7 @@ import backgrounded
 from backgrounded.handler import Guarantees
 
 import oracle
+from postgres import postgres_server, procrastinate_on
 from servers import Server, rabbitmq, redis
 
 HERE: Final = Path(__file__).parent
@@ -230,7 +231,21 @@ class Broken(SQLite):
         return f"sqlite, broken: {self._mistake}"
 
 
-SERVED: Final = {engine.name: engine for engine in (RQ(), Celery(), CeleryOnRabbitMQ())}
+class Procrastinate(Engine):
+    """`procrastinate worker` on an app that the handler made, with a PostgreSQL of its own."""
+
+    name = handler_name = "procrastinate"
+
+    @contextmanager
+    def place(self, folder: Path) -> Iterator[tuple[str, Server]]:
+        with postgres_server() as server:
+            yield procrastinate_on(server), server
+
+    def settings(self, processes: int) -> dict[str, Any]:
+        return {"concurrency": processes}
+
+
+SERVED: Final = {engine.name: engine for engine in (RQ(), Celery(), CeleryOnRabbitMQ(), Procrastinate())}
 """The engines with a server."""
 CONTROLS: Final = {engine.name: engine for engine in (PlainHuey(), PlainCelery(), RQOnMemory())}
 ENGINES: Final[dict[str, Engine]] = {"sqlite": SQLite(), **SERVED, **CONTROLS}

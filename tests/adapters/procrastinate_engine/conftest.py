@@ -14,14 +14,14 @@ import psycopg
 import pytest
 from procrastinate_contract import worker
 
-from postgres import Server, postgres_server
+from postgres import Postgres, postgres_server
 
 HERE = Path(__file__).parent
 _turn = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Server]:
+def postgres() -> Iterator[Postgres]:
     with postgres_server() as server:
         with psycopg.connect(f"{server.url}/postgres", autocommit=True) as connection:
             connection.execute("CREATE DATABASE pattern")
@@ -32,7 +32,7 @@ def postgres() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def new_database(postgres: Server) -> Callable[[], str]:
+def new_database(postgres: Postgres) -> Callable[[], str]:
     """The URL of a new database with Procrastinate's schema, and nothing of ours."""
 
     def make() -> str:
