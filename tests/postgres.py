@@ -27,7 +27,7 @@ PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/po
 
 @contextmanager
 def postgres_server() -> Iterator[Postgres]:
-    """A server of its own, empty, without the syncs that keep data over a power failure."""
+    """A server of its own, empty, without the syncs that keep data over a loss of power."""
     with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
         server = Postgres(Path(folder))
         server.start()

@@ -324,7 +324,12 @@ def server_dies(engine: Engine, folder: Path, seed: int, *, jobs: int, kills: in
             run.hire(crew)
         for _ in range(kills):
             first = len(oracle.ends)
-            oracle.until(lambda first=first: len(oracle.ends) > first + 5, READY, "work goes on")  # type: ignore[misc]
+            for _ in looks(READY):
+                oracle.look()
+                if len(oracle.ends) > first + 5:
+                    break
+                run.supervise(crew)
+            assert len(oracle.ends) > first + 5, f"no work is done; see {run.log}"
             time.sleep(run.random.uniform(0, 1))
             server.kill()
             time.sleep(run.random.uniform(0, 0.5))
@@ -337,6 +342,7 @@ def server_dies(engine: Engine, folder: Path, seed: int, *, jobs: int, kills: in
             else:
                 assert engine.lossy, f"no job starts within {READY:g} s of the server's start; see {run.log}"
             resumed.append(time.monotonic() - moment)
+        run.hire(crew)  # some workers end only when they next ask the server that was killed
         assert caller.process.wait(READY + jobs * 0.01) == 0, run.output()[-4000:]
         run.settle_kept()
         return run.report("F5", kills, resumed, what="resume_ms", more=f"refused={len(oracle.refused)} ")
