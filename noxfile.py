@@ -23,7 +23,8 @@ RQ = [*CORE, "-e", "./backgrounded-rq"]
 HUEY = [*CORE, "-e", "./backgrounded-huey[redis]"]
 CELERY = [*CORE, "-e", "./backgrounded-celery"]
 PROCRASTINATE = [*CORE, "-e", "./backgrounded-procrastinate", "psycopg[binary]"]
-ALL = [*SQLITE, *RQ, *HUEY, *CELERY, *PROCRASTINATE]
+DRAMATIQ = [*CORE, "-e", "./backgrounded-dramatiq[rabbitmq,redis]"]
+ALL = [*SQLITE, *RQ, *HUEY, *CELERY, *PROCRASTINATE, *DRAMATIQ]
 PACKAGES = {  # what is installed, and which tests it must pass
     "core": (CORE, ["tests/core"]),
     "sqlite": (SQLITE, ["tests/adapters/sqlite"]),
@@ -31,6 +32,8 @@ PACKAGES = {  # what is installed, and which tests it must pass
     "rq-newest": (RQ, ["tests/adapters/rq"]),
     "celery-oldest": ([*CELERY, "celery==5.4.0", "kombu==5.3.7", "redis==4.6.0"], ["tests/adapters/celery_engine"]),
     "celery-newest": (CELERY, ["tests/adapters/celery_engine"]),
+    "dramatiq-oldest": ([*DRAMATIQ, "dramatiq==1.17.0"], ["tests/adapters/dramatiq_engine"]),
+    "dramatiq-newest": (DRAMATIQ, ["tests/adapters/dramatiq_engine"]),
     "huey-oldest": ([*HUEY, "huey==3.4.0"], ["tests/adapters/huey"]),
     "huey-newest": (HUEY, ["tests/adapters/huey"]),
     "procrastinate-oldest": (

@@ -10,7 +10,7 @@ from backgrounded.__main__ import main
 
 from servers import free_port, redis
 
-each_engine = pytest.mark.parametrize("engine", ["rq", "celery"])
+each_engine = pytest.mark.parametrize("engine", ["rq", "celery", "dramatiq"])
 
 
 @each_engine

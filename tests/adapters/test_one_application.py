@@ -52,12 +52,20 @@ def on_postgresql(scheme: str, folder: Path) -> Iterator[dict[str, str]]:
         yield {"BACKGROUNDED_URL": f"{scheme}+{procrastinate_on(server)}"}
 
 
+@contextmanager
+def dramatiq_on_rabbitmq(_: str, folder: Path) -> Iterator[dict[str, str]]:
+    with rabbitmq() as node, redis_server() as results:
+        yield {"BACKGROUNDED_URL": f"dramatiq+{node.url.removesuffix('//')}?store={results}"}
+
+
 ENGINES = {
     "sqlite": (on_a_file, "sqlite"),
     "rq": (on_redis, "rq"),
     "huey": (on_a_file, "huey+sqlite"),
     "celery-redis": (on_redis, "celery"),
     "procrastinate": (on_postgresql, "procrastinate"),
+    "dramatiq-redis": (on_redis, "dramatiq"),
+    "dramatiq-rabbitmq": (dramatiq_on_rabbitmq, "dramatiq"),
     "celery-rabbitmq": (celery_on_rabbitmq, "anyshop.on_rabbitmq:app"),
 }
 

@@ -231,6 +231,30 @@ class Broken(SQLite):
         return f"sqlite, broken: {self._mistake}"
 
 
+class Dramatiq(OnRedis):
+    """`dramatiq` on a broker that the handler made. On Redis a worker that is silent for `VISIBILITY` is dead."""
+
+    name = "dramatiq-redis"
+    handler_name = "dramatiq"
+
+    def settings(self, processes: int) -> dict[str, Any]:
+        return {"processes": 1, "threads": processes, "heartbeat_timeout": VISIBILITY}
+
+
+class DramatiqOnRabbitMQ(Dramatiq):
+    """The same on RabbitMQ; what is known of the jobs is in a Redis, which lives on."""
+
+    name = "dramatiq-rabbitmq"
+
+    @contextmanager
+    def place(self, folder: Path) -> Iterator[tuple[str, Server]]:
+        with rabbitmq() as server, redis() as results:
+            yield f"{server.url.removesuffix('//')}?store={results.url}", server
+
+    def settings(self, processes: int) -> dict[str, Any]:
+        return {"processes": 1, "threads": processes}
+
+
 class Procrastinate(Engine):
     """`procrastinate worker` on an app that the handler made, with a PostgreSQL of its own."""
 
@@ -245,7 +269,17 @@ class Procrastinate(Engine):
         return {"concurrency": processes}
 
 
-SERVED: Final = {engine.name: engine for engine in (RQ(), Celery(), CeleryOnRabbitMQ(), Procrastinate())}
+SERVED: Final = {
+    engine.name: engine
+    for engine in (
+        RQ(),
+        Celery(),
+        CeleryOnRabbitMQ(),
+        Dramatiq(),
+        DramatiqOnRabbitMQ(),
+        Procrastinate(),
+    )
+}
 """The engines with a server."""
 CONTROLS: Final = {engine.name: engine for engine in (PlainHuey(), PlainCelery(), RQOnMemory())}
 ENGINES: Final[dict[str, Engine]] = {"sqlite": SQLite(), **SERVED, **CONTROLS}

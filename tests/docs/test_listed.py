@@ -43,6 +43,8 @@ COLUMNS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "rq": ("rq", dict),
     "celery, Redis": ("celery", dict),
     "celery, RabbitMQ": ("celery", on_rabbitmq),
+    "dramatiq, Redis": ("dramatiq", lambda: {"url": "redis://localhost:6379/0"}),
+    "dramatiq, RabbitMQ": ("dramatiq", lambda: {"url": "amqp://localhost", "store": "redis://localhost:6379/0"}),
     "huey": ("huey", dict),
     "procrastinate": ("procrastinate", lambda: {"url": "postgresql://localhost/shop"}),
 }

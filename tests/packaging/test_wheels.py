@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 DISTRIBUTIONS = {
     "backgrounded": "core",
     "backgrounded-celery": "backgrounded-celery",
+    "backgrounded-dramatiq": "backgrounded-dramatiq",
     "backgrounded-huey": "backgrounded-huey",
     "backgrounded-procrastinate": "backgrounded-procrastinate",
     "backgrounded-rq": "backgrounded-rq",

@@ -89,15 +89,15 @@ def test_an_app_is_looked_up_by_its_name_at_the_first_use(handler, shop, monkeyp
 
 def test_the_directory_in_which_a_worker_starts_is_enough(handler, shop_url, start_worker, tmp_path, oracle):
     """Celery takes it from the path when it has imported the app."""
-    shutil.copytree(Path(__file__).parent / "celeryshop", tmp_path / "cwdshop")
-    (tmp_path / "cwdshop" / "__init__.py").write_text("")
+    shutil.copytree(Path(__file__).parent / "celeryshop", tmp_path / "celerycwd")
+    (tmp_path / "celerycwd" / "__init__.py").write_text("")
     sys.path.insert(0, str(tmp_path))
     try:
-        from cwdshop.jobs import Item as Here
+        from celerycwd.jobs import Item as Here
     finally:
         sys.path.remove(str(tmp_path))
-    home = ["env", "-C", str(tmp_path), "celery", "-A", "cwdshop.celery"]
-    with start_worker("-Q", "cwd", BACKGROUNDED_APP="cwdshop.jobs", PYTHONPATH="", before=" ".join(home)):
+    home = ["env", "-C", str(tmp_path), "celery", "-A", "celerycwd.celery"]
+    with start_worker("-Q", "cwd", BACKGROUNDED_APP="celerycwd.jobs", PYTHONPATH="", before=" ".join(home)):
         assert Here(oracle).backgrounded(queue="cwd").give(1).result(timeout=60) == 1
 
 

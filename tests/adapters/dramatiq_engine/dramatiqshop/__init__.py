@@ -1,0 +1,1 @@
+"""An application that uses Dramatiq, as it was before anybody thought of `backgrounded`."""

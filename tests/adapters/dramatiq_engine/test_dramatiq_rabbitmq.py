@@ -1,0 +1,235 @@
+"""What is different on RabbitMQ, beyond what the contract sees?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import backgrounded
+import pika
+import pytest
+from backgrounded import BatchError, EnqueueError, NoResult
+from backgrounded_dramatiq import DramatiqHandler, _rabbit
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq_contract import for_pika
+from dramatiqshop.jobs import Item
+from dramatiqtools import send_wire, starts, wire
+
+from servers import RabbitMQ, freeze, rabbitmq
+from waiting import eventually
+
+pytestmark = pytest.mark.worker
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[RabbitMQ]:
+    with rabbitmq() as node:
+        yield node
+
+
+@pytest.fixture
+def url(node: RabbitMQ) -> str:
+    return for_pika(node.url)
+
+
+@pytest.fixture
+def handler(url: str, shop_url: str) -> Iterator[DramatiqHandler]:
+    with backgrounded.using("dramatiq", url=url, store=shop_url) as handler:
+        yield handler
+        handler.close()
+
+
+@pytest.fixture
+def work(handler: DramatiqHandler, start_worker: Any) -> Any:
+    ours = {"BACKGROUNDED_URL": f"dramatiq+{handler.url}", "before": "dramatiq backgrounded_dramatiq.worker"}
+    return lambda queue, **more: start_worker("-Q", queue, **ours, **more)
+
+
+@contextmanager
+def channel_of(url: str) -> Iterator[Any]:
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        yield connection.channel()
+    finally:
+        connection.close()
+
+
+def count_in(url: str, queue: str) -> int:
+    with channel_of(url) as channel:
+        return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+
+def test_a_job_of_a_killed_worker_runs_again_at_once_and_one_that_kills_three_is_kept(handler, work, oracle):
+    job = Item(oracle).backgrounded(queue="killed", retry=5).hang()
+    for count in (1, 2, 3):
+        with work("killed") as worker:
+            ready = time.monotonic()
+            eventually(lambda count=count: len(starts(oracle, job.id)) == count)
+            assert time.monotonic() - ready < handler.guarantees.recovery_s
+            worker.kill()
+    with work("killed"):
+        with pytest.raises(NoResult, match="3 workers died"):
+            job.result(timeout=60)
+        assert Item(oracle).backgrounded(queue="killed").give(1).result(timeout=60) == 1
+    assert [event.attempt for event in starts(oracle, job.id)] == [1, 1, 1]
+    handler.forget(job.id)
+
+
+def test_a_frozen_broker_is_one_error_in_two_seconds(handler, node, url):
+    Item("x").backgrounded(queue="nobody").give(1)
+    fresh = DramatiqHandler(url)
+    freeze(node.pid)
+    try:
+        for tried, uncertain in ((handler, True), (fresh, False)):
+            started = time.monotonic()
+            with backgrounded.using(tried), pytest.raises(EnqueueError) as failed:
+                Item("x").backgrounded(queue="nobody").give(1)
+            assert time.monotonic() - started < 2.5
+            assert failed.value.uncertain is uncertain
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+        fresh.close()
+    eventually(lambda: _is_sent(handler))
+
+
+def _is_sent(handler: DramatiqHandler) -> bool:
+    try:
+        Item("x").backgrounded(queue="nobody").give(1)
+    except EnqueueError:
+        return False
+    return True
+
+
+def test_a_batch_is_confirmed_together(handler, url):
+    with backgrounded.batch() as jobs:
+        for number in range(1_000):
+            Item("x").backgrounded(queue="batch").give(number)
+    assert count_in(url, "batch") == 1_000
+    assert {job.state for job in jobs} == {"queued"}
+    with channel_of(url) as channel:
+        channel.queue_purge("batch")
+
+
+def test_a_batch_that_stops_half_way_says_what_became_of_each(handler, url, monkeypatch):
+    """A queue that takes two messages and refuses the others."""
+    with channel_of(url) as channel:
+        channel.queue_declare("short", durable=True, arguments={"x-max-length": 2, "x-overflow": "reject-publish"})
+    with pytest.raises(BatchError) as failed, backgrounded.batch() as jobs:  # noqa: PT012 # raises at its exit
+        for number in range(5):
+            Item("x").backgrounded(queue="short").give(number)
+    error = failed.value
+    assert len(error.sent) == count_in(url, "short") == 2
+    assert {*error.sent, *error.unsent} == {job.id for job in jobs}
+    assert error.unknown == ()
+    assert sorted(job.state for job in jobs) == ["queued"] * 2 + ["unsent"] * 3
+
+
+def test_a_queue_that_is_there_stays_as_it_is_and_one_that_was_deleted_is_made_again(handler, url):
+    with channel_of(url) as channel:
+        channel.queue_declare("old", durable=True, arguments={"x-max-length": 1_000})
+        Item("x").backgrounded(queue="old").give(1)
+        Item("x").backgrounded(queue="new").give(1)
+        channel.queue_delete("new")
+        Item("x").backgrounded(queue="new").give(2)
+        assert count_in(url, "old") == count_in(url, "new") == 1
+        # With what Dramatiq declares it, or its workers could not.
+        broker = RabbitmqBroker(url=url, max_priority=9)
+        broker.declare_queue("new", ensure=True)
+        broker.close()
+
+
+def test_an_idle_connection_is_replaced_and_one_that_the_broker_closed_is_noticed(handler, url, monkeypatch):
+    way: Any = handler.broker.way
+    Item("x").backgrounded(queue="idle").give(1)
+    ((_, first),) = way._idle
+    Item("x").backgrounded(queue="idle").give(2)
+    ((_, second),) = way._idle
+    assert first is second
+    monkeypatch.setattr(_rabbit, "IDLE", 0.0)
+    Item("x").backgrounded(queue="idle").give(3)
+    monkeypatch.undo()
+    ((_, third),) = way._idle
+    assert third is not second
+    third._connection._terminate_stream(ConnectionError("as if the network had gone"))
+    Item("x").backgrounded(queue="idle").give(4)
+    assert count_in(url, "idle") == 4
+
+
+def test_a_process_that_forks_does_not_share_the_connection(handler, url):
+    Item("x").backgrounded(queue="forked").give(0)
+    child = os.fork()
+    if child == 0:
+        try:
+            for number in range(50):
+                Item("x").backgrounded(queue="forked").give(number)
+        finally:
+            os._exit(0)
+    for number in range(50):
+        Item("x").backgrounded(queue="forked").give(number)
+    assert os.waitpid(child, 0)[1] == 0
+    assert count_in(url, "forked") == 101
+
+
+def test_what_is_kept_lies_in_a_durable_queue_without_expiry(handler, work, url, oracle):
+    with work("keeping"):
+        kept: list[str] = []
+        for _ in range(2):
+            kept.append(send_wire(handler, wire(oracle, method="nope"), "keeping"))
+            eventually(lambda: handler.state(kept[-1]) == "kept")
+        assert [item.id for item in handler.kept()] == kept
+        with channel_of(url) as channel:
+            channel.queue_declare("backgrounded.kept", durable=True)
+            for foreign in (b"nonsense", b"[1]", b'{"id": 1}', b"\xff"):
+                channel.basic_publish("", "backgrounded.kept", foreign)
+        assert [item.id for item in handler.kept()] == kept
+        handler.replay(kept[0])
+        eventually(lambda: [item.id for item in handler.kept()] == kept[::-1])
+        for id in kept:
+            handler.forget(id)
+        assert list(handler.kept()) == []
+        assert count_in(url, "backgrounded.kept") == 4
+        with channel_of(url) as channel:
+            channel.queue_purge("backgrounded.kept")
+
+
+def test_a_message_that_nobody_can_read_does_not_end_the_worker(handler, work, url, oracle):
+    with work("unread") as worker:
+        assert Item(oracle).backgrounded(queue="unread").give(0).result(timeout=60) == 0
+        with channel_of(url) as channel:
+            for data in (b"nonsense", b"\xff", b"[1]"):
+                channel.basic_publish("", "unread", data)
+        assert Item(oracle).backgrounded(queue="unread").give(1).result(timeout=60) == 1
+        eventually(lambda: count_in(url, "unread.XQ") == 3)
+        assert worker.process.poll() is None
+
+
+def test_a_broker_of_the_applications_sends_with_confirms_though_it_has_none_itself(url, shop_url):
+    broker = RabbitmqBroker(url=url)
+    with backgrounded.using("dramatiq", broker=broker, store=shop_url) as borrowed:
+        with channel_of(url) as channel:
+            channel.queue_declare("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+        Item("x").backgrounded(queue="full").give(1)
+        with pytest.raises(EnqueueError, match="refused") as failed:
+            Item("x").backgrounded(queue="full").give(2)
+        assert failed.value.uncertain is False
+        assert (broker.confirm_delivery, broker.connections) == (False, set())
+        borrowed.close()
+
+
+def test_a_worker_that_fetches_too_much_for_priorities_says_so(handler, work):
+    with work("eager") as worker:
+        eventually(lambda: "Priorities need dramatiq_queue_prefetch=1" in worker.log)
+    with work("patient", dramatiq_queue_prefetch="1") as worker:
+        assert "Priorities need" not in worker.log
+
+
+def test_an_error_shows_no_password_and_no_argument(url):
+    dead = DramatiqHandler("amqp://me:hush@127.0.0.1:1/%2F")
+    with backgrounded.using(dead), pytest.raises(EnqueueError) as failed:
+        Item("x").backgrounded.give("secret")
+    assert "hush" not in f"{failed.value}{failed.value.__cause__}"
+    assert "secret" not in f"{failed.value!r}"
