@@ -6,6 +6,8 @@ the matrix: they want that very Python, and the oldest and the newest RQ that th
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -25,7 +27,9 @@ CELERY = [*CORE, "-e", "./backgrounded-celery"]
 PROCRASTINATE = [*CORE, "-e", "./backgrounded-procrastinate", "psycopg[binary]"]
 DRAMATIQ = [*CORE, "-e", "./backgrounded-dramatiq[rabbitmq,redis]"]
 ALL = [*SQLITE, *RQ, *HUEY, *CELERY, *PROCRASTINATE, *DRAMATIQ]
+CONTRACTS = sorted(str(path) for path in Path("tests/adapters").glob("*/test_*contract*.py"))
 PACKAGES = {  # what is installed, and which tests it must pass
+    "contracts": (ALL, CONTRACTS),
     "core": (CORE, ["tests/core"]),
     "sqlite": (SQLITE, ["tests/adapters/sqlite"]),
     "rq-oldest": ([*RQ, "rq==2.2.0"], ["tests/adapters/rq"]),
@@ -43,8 +47,8 @@ PACKAGES = {  # what is installed, and which tests it must pass
     "procrastinate-newest": (PROCRASTINATE, ["tests/adapters/procrastinate_engine"]),
 }
 
-# A class shares its worker, so it stays in one process; each process starts a server of its own.
-SIDE_BY_SIDE = ["-n", "3", "--dist", "loadscope"]
+# A class shares its worker, so it stays in one process; each process starts a server of its own. Most of them wait.
+SIDE_BY_SIDE = ["-n", "4", "--dist", "loadscope"]
 
 
 def group(*names: str) -> tuple[str, ...]:
@@ -92,16 +96,22 @@ def soak(session: nox.Session) -> None:
         session.run("pytest", "-q", "-m", "worker", *SIDE_BY_SIDE, *arguments)
 
 
+SERVED = "tests/chaos/test_chaos_served.py"
+CHAOS = {  # which tests, and how many side by side: the embedded engine is measured in milliseconds, the others wait
+    "embedded": (["tests/chaos", f"--ignore={SERVED}"], "2"),
+    "served": ([SERVED], "5"),
+}
+
+
 @nox.session
-def chaos(session: nox.Session) -> None:
+@nox.parametrize("engines", [nox.param(name, id=name) for name in CHAOS])
+def chaos(session: nox.Session, engines: str) -> None:
     """Kill, freeze and skew workers and servers, fill the disk: what is lost? `-- --long` in full, `-- --seed N` once
     more, `-- --engine NAME` of one engine alone."""
     session.install(*ALL, *group("tests"))
-    served = "tests/chaos/test_chaos_served.py"
-    # The embedded engine is measured in milliseconds; the others mostly wait, for workers to start and for timeouts.
-    for side, tests in ((2, ["tests/chaos", f"--ignore={served}"]), (4, [served])):
-        beside = [] if "--long" in session.posargs else ["-n", str(side)]
-        session.run("pytest", "-q", *beside, *tests, *session.posargs)
+    tests, beside = CHAOS[engines]
+    side = [] if "--long" in session.posargs else ["-n", beside]
+    session.run("pytest", "-q", *side, *tests, *session.posargs)
 
 
 @nox.session

@@ -449,18 +449,26 @@ def a_job_kills_its_process(engine: Engine, folder: Path, seed: int, *, jobs: in
 
 
 def workers_are_told_to_end(
-    engine: Engine, folder: Path, seed: int, *, stops: int, seconds: float, options: Sequence[str] = ()
+    engine: Engine,
+    folder: Path,
+    seed: int,
+    *,
+    stops: int,
+    seconds: float,
+    work: float = 0.4,
+    options: Sequence[str] = (),
 ) -> Report:
     """P13: SIGTERM some time after a worker has started its first job; the next worker is started at once.
 
-    `options` are the worker's own, such as a short period of grace.
+    `work` is how many seconds of work there are for each stop: more, where a worker takes long to start. `options` are
+    the worker's own, such as a short period of grace.
     """
     with bench(engine, folder, seed) as run:
         oracle, longest = run.oracle, 0.2
         crew: dict[str, Started] = {}
         moments: dict[str, float] = {}
         leaving: list[Started] = []
-        caller = run.producer("j", jobs := int(stops * 2 * max(1.0, longest / seconds)), seconds)
+        caller = run.producer("j", jobs := int(stops * max(2.0, work / seconds)), seconds)
         for _ in range(2):
             run.hire(crew, *options)
         hit = 0
