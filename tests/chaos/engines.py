@@ -24,7 +24,7 @@ from servers import Server, rabbitmq, redis
 
 HERE: Final = Path(__file__).parent
 QUEUE: Final = "default"
-PAUSE: Final = 0.05
+PAUSE: Final = 0.25
 """Seconds that a caller waits after it was refused."""
 VISIBILITY: Final = 5
 """Seconds after which Redis hands a job of a dead worker of Celery's over again."""
@@ -43,6 +43,9 @@ class Engine:
     loads_late: ClassVar[bool] = False
     """A worker imports the application with its first job, and not before."""
 
+    def __init__(self) -> None:
+        self._made: list[Any] = []
+
     def __str__(self) -> str:
         return self.name
 
@@ -56,8 +59,17 @@ class Engine:
         return {}
 
     def handler(self, url: str, processes: int = 1) -> Any:
-        backgrounded.configure(self.handler_name, url=url, **self.settings(processes))
-        return backgrounded.get_handler()
+        return self.configured(self.handler_name, url=url, **self.settings(processes))
+
+    def configured(self, name: str, **settings: Any) -> Any:
+        """A handler, which `close` closes."""
+        self._made.append(backgrounded.configure(name, **settings))
+        return self._made[-1]
+
+    def close(self) -> None:
+        """Close what this process has opened."""
+        while self._made:
+            getattr(self._made.pop(), "close", tuple)()
 
     def command(self, url: str, processes: int) -> list[str]:
         """One whole worker."""
@@ -158,8 +170,7 @@ class CeleryOnRabbitMQ(Celery):
     def handler(self, url: str, processes: int = 1) -> Any:
         os.environ["CHAOS_CELERY"] = url
         sys.modules.pop("plain_celery", None)  # it may be that of another server
-        backgrounded.configure("celery", app="plain_celery:app")
-        return backgrounded.get_handler()
+        return self.configured("celery", app="plain_celery:app")
 
     def environment(self, url: str) -> Mapping[str, str]:
         return {**super().environment(url), "CHAOS_CELERY": url}
@@ -222,6 +233,7 @@ class Broken(SQLite):
     lossy = True
 
     def __init__(self, mistake: str) -> None:
+        super().__init__()
         self._mistake = mistake
 
     def environment(self, url: str) -> Mapping[str, str]:

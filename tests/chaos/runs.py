@@ -223,6 +223,7 @@ def bench(engine: Engine, folder: Path, seed: int) -> Iterator[Bench]:
                 yield made
             finally:
                 made.end()
+                engine.close()
     finally:
         for key in os.environ.keys() - before.keys():
             del os.environ[key]
@@ -283,6 +284,9 @@ def workers_die(
             for name in [name for name, moment in moments.items() if time.monotonic() >= moment]:
                 del moments[name]
                 if (worker := crew.get(name)) is None:
+                    continue
+                if done == kills - 1 and not torn and not oracle.running[name]:
+                    moments[name] = time.monotonic()  # the last kill has to hit a job, if none has
                     continue
                 if not whole:
                     if not worker.kill_child():
