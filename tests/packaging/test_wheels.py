@@ -32,6 +32,8 @@ DISTRIBUTIONS = {
 }
 PYTHONS = ["3.10", "3.13"]
 ENGINES = {"celery", "dramatiq", "huey", "procrastinate", "psycopg", "redis", "rq"}
+URLS = {"procrastinate": "postgresql://localhost/shop"}
+"""The engine that has no place of its own to begin with."""
 LITTER = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist", ".*")
 
 each_distribution = pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -208,4 +210,4 @@ def test_the_core_brings_the_adapter_and_the_adapter_the_core(
     ours = environment.origins.keys() & DISTRIBUTIONS.keys()
     assert ours == {"backgrounded", adapter}
     assert all(environment.origins[name].startswith("file:") for name in ours), "not what was built here"
-    environment.says("-c", f"import backgrounded; backgrounded.configure({engine!r})")
+    environment.says("-c", f"import backgrounded; backgrounded.configure({engine!r}, url={URLS.get(engine)!r})")

@@ -238,15 +238,15 @@ def test_a_long_delay_is_carried_in_hops_and_runs_once(shop_url, start_worker, o
     """Redis would hand it over a second time after the visibility timeout, which is shorter than the delay."""
     app = Celery("quick", broker=shop_url, backend=shop_url, set_as_current=False)
     app.conf.broker_transport_options = {"visibility_timeout": 4}
-    with backgrounded.using("celery", app=app):
+    quick = {"CELERYSHOP_VISIBILITY": "4"}
+    with start_worker("-Q", "far", **quick), start_worker("-Q", "far", **quick), backgrounded.using("celery", app=app):
         called = time.time()
         job = Item(oracle).backgrounded(queue="far", delay=9, retry=Retry(1, wait=5)).fail()
         assert job.state == "scheduled"
-        with start_worker("-Q", "far", CELERYSHOP_VISIBILITY="4"), start_worker("-Q", "far", CELERYSHOP_VISIBILITY="4"):
-            with pytest.raises(JobFailed):
-                job.result(timeout=60)
-            first, second = starts(oracle, job.id)
-            eventually(lambda: time.time() > second.at + 5)
+        with pytest.raises(JobFailed):
+            job.result(timeout=60)
+        first, second = starts(oracle, job.id)
+        eventually(lambda: time.time() > second.at + 5)
     assert 9 <= first.at - called < 20
     assert 5 <= second.at - first.at < 16
     assert [first.attempt, second.attempt] == [1, 2]
