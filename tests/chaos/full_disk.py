@@ -29,11 +29,11 @@ RESUMES_WITHIN = 5.0
 
 class OnSmallDisk(SQLite):
     @contextlib.contextmanager
-    def place(self, folder: Path) -> Iterator[str]:
+    def place(self, folder: Path) -> Iterator[tuple[str, None]]:
         disk = folder / "disk"
         disk.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(disk)], check=True)
-        yield f"sqlite:///{disk / 'jobs.db'}"
+        yield f"sqlite:///{disk / 'jobs.db'}", None
 
 
 def fill(disk: Path) -> Path:
