@@ -17,16 +17,15 @@ from backgrounded import (
     ConfigurationError,
     EnqueueError,
     InvalidOption,
-    UnsupportedOption,
 )
 from backgrounded.handler import (
-    OPTION_FEATURES,
     Feature,
     Finding,
     Guarantees,
     Kept,
     State,
-    kept_options,
+    check_seconds,
+    refuse_unkept,
     warn_without_app,
     with_settings,
     worker_settings,
@@ -40,7 +39,6 @@ from ._settings import (
     EVERYTHING,
     Place,
     broker_priority,
-    check_seconds,
     features_of,
     find,
     guarantees_of,
@@ -53,7 +51,6 @@ _NEEDS: Final = {
     Feature.PRIORITY: "celery worker --prefetch-multiplier 1",
     Feature.TIMEOUT: "celery worker --pool prefork",
 }
-_NORMAL: Final = ("priority", 5)
 
 
 class CeleryHandler:
@@ -94,7 +91,7 @@ class CeleryHandler:
         if self.borrowed and (result_backend or visibility_timeout):
             raise ConfigurationError("celery: set result_backend and visibility_timeout in the app, which is yours.")
         self._queue = queue
-        self._patience = check_seconds("enqueue_timeout", enqueue_timeout)
+        self._patience = check_seconds("celery", "enqueue_timeout", enqueue_timeout)
         self._name = app if isinstance(app, str) else None
         self._broker: Broker | None = None
         self.url: str | None = None
@@ -153,13 +150,7 @@ class CeleryHandler:
 
     def check(self, call: Call) -> None:
         """Refuse what this app does not keep, and limits within which Redis would run the job twice."""
-        features = features_of(self.broker)
-        for option in call.options.given():
-            if (
-                OPTION_FEATURES.get(option, Feature.QUEUES) not in features
-                and (option, call.options.priority) != _NORMAL
-            ):
-                raise UnsupportedOption(option, "celery", kept_options(features))
+        refuse_unkept(call, "celery", features_of(self.broker))
         timeout, visibility = call.options.timeout, self.broker.visibility_timeout
         if timeout is not None and self.broker.transport == "redis" and timeout >= visibility:
             raise InvalidOption(

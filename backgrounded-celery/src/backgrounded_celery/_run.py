@@ -7,7 +7,6 @@ before this one is acknowledged; how it ended is written into the job's record.
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import sys
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import backgrounded
-from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_from, failure_record, printable
+from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_from, failure_record, positive, printable
 from backgrounded.records import RESULT_TTL
 from billiard.process import current_process
 from celery.exceptions import (
@@ -75,16 +74,11 @@ def message_of(task: Any, args: Any, beside: Any) -> Message:
         exchange=exchange or None,
         priority=delivery.get("priority"),
         handler=handler if isinstance(handler, str) else "default",
-        due=_number(beside.get("due")),
+        due=positive(beside.get("due")),
         attempt=request.retries + 1 if isinstance(request.retries, int) and request.retries > 0 else 1,
-        timeout=_number(beside.get("timeout")),
-        result_ttl=0.0 if beside.get("result_ttl") == 0 else _number(beside.get("result_ttl")),
+        timeout=positive(beside.get("timeout")),
+        result_ttl=0.0 if beside.get("result_ttl") == 0 else positive(beside.get("result_ttl")),
     )
-
-
-def _number(value: Any) -> float | None:
-    is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-    return value if is_one else None
 
 
 # -- one run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 from backgrounded import ConfigurationError
-from backgrounded.handler import Feature, Guarantees
+from backgrounded.handler import Feature, Guarantees, check_seconds
 from celery import Celery
 from celery.app.utils import find_app
 from kombu.transport.redis import Channel as RedisChannel
@@ -132,7 +131,9 @@ _IN_URL: Final = ("result_backend", "visibility_timeout", "queue")
 
 def _check_visibility(seconds: Any) -> float:
     try:
-        return float(check_seconds("visibility_timeout", float(seconds) if isinstance(seconds, str) else seconds))
+        return float(
+            check_seconds("celery", "visibility_timeout", float(seconds) if isinstance(seconds, str) else seconds)
+        )
     except ValueError:
         raise ConfigurationError(f"celery: visibility_timeout: must be seconds, got {seconds!r}.") from None
 
@@ -227,9 +228,3 @@ def _is_acknowledged_late(conf: Any) -> bool:
         return not annotations
     said = {**annotations.get("*", {}), **annotations.get(TASK, {})}
     return bool(said.get("acks_late", True))
-
-
-def check_seconds(name: str, seconds: Any) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise ConfigurationError(f"celery: {name}: must be seconds above 0, got {seconds!r}.")
-    return seconds

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import dramatiq
 from backgrounded import (
@@ -18,16 +18,15 @@ from backgrounded import (
     ConfigurationError,
     EnqueueError,
     InvalidOption,
-    UnsupportedOption,
 )
 from backgrounded.handler import (
-    OPTION_FEATURES,
     Feature,
     Finding,
     Guarantees,
     Kept,
     State,
-    kept_options,
+    check_seconds,
+    refuse_unkept,
     warn_without_app,
     with_settings,
     worker_settings,
@@ -44,7 +43,6 @@ from ._settings import (
     THREADS,
     Place,
     check_count,
-    check_seconds,
     features_of,
     find,
     find_loaded,
@@ -54,8 +52,6 @@ from ._settings import (
     is_queue,
     module_of,
 )
-
-_NORMAL: Final = ("priority", 5)
 
 
 class DramatiqHandler:
@@ -104,7 +100,7 @@ class DramatiqHandler:
         self.borrowed = url is None
         if self.borrowed and heartbeat_timeout is not None:
             raise ConfigurationError("dramatiq: set heartbeat_timeout in the broker, which is yours.")
-        self._patience = check_seconds("enqueue_timeout", enqueue_timeout)
+        self._patience = check_seconds("dramatiq", "enqueue_timeout", enqueue_timeout)
         self._processes = check_count("processes", processes)
         self._threads = check_count("threads", threads)
         self._name = broker if isinstance(broker, str) else None
@@ -190,13 +186,7 @@ class DramatiqHandler:
 
     def check(self, call: Call) -> None:
         """Refuse what this broker does not keep, and queues that Dramatiq does not take."""
-        features = features_of(self.broker)
-        for option in call.options.given():
-            if (
-                OPTION_FEATURES.get(option, Feature.QUEUES) not in features
-                and (option, call.options.priority) != _NORMAL
-            ):
-                raise UnsupportedOption(option, "dramatiq", kept_options(features))
+        refuse_unkept(call, "dramatiq", features_of(self.broker))
         queue = call.options.queue
         if queue is not None and not is_queue(queue):
             raise InvalidOption(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import dramatiq
-from backgrounded.handler import printable
+from backgrounded.handler import positive, printable
 from dramatiq.common import dq_name, q_name
 
 OURS: Final = "backgrounded"
@@ -89,10 +89,10 @@ def message_from(message: Any) -> Message:
         queue=q_name(message.queue_name),
         priority=_count(priority),
         handler=handler if isinstance(handler, str) else "default",
-        due=_number(told.get("due")),
+        due=positive(told.get("due")),
         attempt=_count(attempt) or 1,
-        timeout=_number(told.get("timeout")),
-        result_ttl=0.0 if told.get("result_ttl") == 0 else _number(told.get("result_ttl")),
+        timeout=positive(told.get("timeout")),
+        result_ttl=0.0 if told.get("result_ttl") == 0 else positive(told.get("result_ttl")),
     )
 
 
@@ -100,11 +100,6 @@ def hide(message: Any) -> None:
     """Let a message that came from a broker show as little as one that was made here."""
     told = message.options[OURS]
     message.options[OURS] = Hidden(told if isinstance(told, dict) else {"wire": told})
-
-
-def _number(value: Any) -> float | None:
-    is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-    return value if is_one else None
 
 
 def _count(value: Any) -> int | None:

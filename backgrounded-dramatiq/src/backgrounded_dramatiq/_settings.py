@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlencode
 import dramatiq
 import dramatiq.broker
 from backgrounded import ConfigurationError
-from backgrounded.handler import Feature, Guarantees
+from backgrounded.handler import Feature, Guarantees, check_seconds
 
 from ._broker import Broker, is_a
 
@@ -138,7 +138,8 @@ _IN_URL: Final = ("store", "heartbeat_timeout", "queue")
 
 def _check_heartbeat(seconds: Any) -> float:
     try:
-        return float(check_seconds("heartbeat_timeout", float(seconds) if isinstance(seconds, str) else seconds))
+        found = float(seconds) if isinstance(seconds, str) else seconds
+        return float(check_seconds("dramatiq", "heartbeat_timeout", found))
     except ValueError:
         raise ConfigurationError(f"dramatiq: heartbeat_timeout: must be seconds, got {seconds!r}.") from None
 
@@ -253,12 +254,6 @@ def _notes_on_redis(broker: Broker, engine: Any) -> Iterator[str]:
 
     if not is_copied(engine.client):
         yield "Its connections are used as they are: a call may hang for as long as their own timeouts allow."
-
-
-def check_seconds(name: str, seconds: Any) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise ConfigurationError(f"dramatiq: {name}: must be seconds above 0, got {seconds!r}.")
-    return seconds
 
 
 def check_count(name: str, count: Any) -> int | None:

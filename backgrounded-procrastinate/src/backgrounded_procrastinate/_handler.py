@@ -19,6 +19,7 @@ from backgrounded.handler import (
     Guarantees,
     Kept,
     State,
+    check_seconds,
     failure_from,
     printable,
     warn_without_app,
@@ -32,7 +33,6 @@ from ._settings import (
     FEATURES,
     check_app,
     check_count,
-    check_seconds,
     check_url,
     database_of,
     find,
@@ -93,7 +93,7 @@ class ProcrastinateHandler:
         self.url = None if url is None else check_url(url)
         self.default_queue = queue
         self.concurrency = check_count(concurrency, "concurrency")
-        self.guarantees = guarantees_of(check_seconds(enqueue_timeout, "enqueue_timeout"))
+        self.guarantees = guarantees_of(check_seconds("procrastinate", "enqueue_timeout", enqueue_timeout))
         self._patience = enqueue_timeout
         self._connection = connection
         self._given = app

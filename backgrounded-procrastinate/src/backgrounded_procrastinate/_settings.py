@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -79,12 +78,6 @@ def database_of(app: procrastinate.App) -> tuple[str, Mapping[str, Any]]:
             'Give it beside the app: configure("procrastinate", app=..., url="postgresql://...").'
         )
     return conninfo, more
-
-
-def check_seconds(seconds: Any, what: str) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise ConfigurationError(f"procrastinate: {what}: must be seconds above 0, got {seconds!r}.")
-    return seconds
 
 
 def check_count(count: Any, what: str) -> int:

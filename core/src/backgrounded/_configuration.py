@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 from urllib.parse import parse_qsl, urlencode
 
-from .calls import DEFAULT_PRIORITY, NO_OPTIONS, OPTION_NAMES, Keeper, Options, Retry
+from .calls import NO_OPTIONS, OPTION_NAMES, Keeper, Options, Retry
 from .codec import Codec, Converter, Limits
 from .errors import ConfigurationError, HandlerNotFound, UnsupportedOption
-from .handler import OPTION_FEATURES, PROTOCOL, Feature, Handler, kept_options
+from .handler import OPTION_FEATURES, PROTOCOL, Feature, Handler, kept_options, says_nothing
 from .references import Locator, Names, check_allow
 
 logger = logging.getLogger("backgrounded")
@@ -60,7 +60,7 @@ class Configuration:
         if option == "retry":
             policy = cast(Retry, options.retry)
             return policy.max == 0 or (feature in features and (not policy.waits or Feature.RETRY_WAIT in features))
-        return feature in features or _says_nothing(option, options)
+        return feature in features or says_nothing(option, options)
 
     def _refuse_unless_ignored(self, option: str) -> None:
         if option not in self.ignore:
@@ -68,11 +68,6 @@ class Configuration:
             reason = "it retries at once, without waits" if partly else ""
             raise UnsupportedOption(option, self.kind, kept_options(self.handler.features), reason)
         _log_once(f"Handler {self.kind!r} ignores the option {option!r}, as it was told to.")
-
-
-def _says_nothing(option: str, options: Options) -> bool:
-    """Whether an option asks for no more than its absence does."""
-    return (option == "priority" and options.priority == DEFAULT_PRIORITY) or (option == "delay" and not options.delay)
 
 
 @dataclass(frozen=True)

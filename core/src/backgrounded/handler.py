@@ -18,6 +18,7 @@ A minimal handler:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import traceback
 from collections.abc import Mapping, Sequence
@@ -25,8 +26,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
-from .calls import Call
-from .errors import JobFailed, PerformError, type_name
+from .calls import DEFAULT_PRIORITY, Call, Options
+from .errors import ConfigurationError, JobFailed, PerformError, UnsupportedOption, type_name
 
 logger = logging.getLogger("backgrounded")
 
@@ -242,6 +243,32 @@ class Handler(Protocol):
 def kept_options(features: Sequence[Feature] | frozenset[Feature]) -> list[str]:
     """The names of the options that a handler with these features keeps."""
     return [option for option, feature in OPTION_FEATURES.items() if feature in features]
+
+
+def says_nothing(option: str, options: Options) -> bool:
+    """Whether an option asks for no more than its absence does."""
+    return (option == "priority" and options.priority == DEFAULT_PRIORITY) or (option == "delay" and not options.delay)
+
+
+def refuse_unkept(call: Call, handler: str, features: frozenset[Feature]) -> None:
+    """As the core does it before, for a handler that knows its features only now. Raises UnsupportedOption."""
+    for option in call.options.given():
+        if OPTION_FEATURES.get(option) not in (None, *features) and not says_nothing(option, call.options):
+            raise UnsupportedOption(option, handler, kept_options(features))
+
+
+def check_seconds(handler: str, name: str, seconds: Any) -> float:
+    """An argument of a handler that is a time. Raises ConfigurationError for what is no number above 0, or infinite."""
+    found = positive(seconds)
+    if found is None:
+        raise ConfigurationError(f"{handler}: {name}: must be seconds above 0, got {seconds!r}.")
+    return found
+
+
+def positive(value: Any) -> float | None:
+    """A finite number above 0, as it may be believed of a message that anybody may have written; else None."""
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return value if is_one else None
 
 
 _PASSED_ON: Final = ("BACKGROUNDED_ALLOW", "BACKGROUNDED_APP", "BACKGROUNDED_URL")
