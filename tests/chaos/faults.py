@@ -88,9 +88,12 @@ class Started:
         return self.process.wait(within)
 
     def freeze(self) -> None:
-        """SIGSTOP for all of it (F18): parents first, so that none of them notices."""
-        for pid in self.family():
+        """SIGSTOP for all of it (F18): parents first, so that none of them notices, and the children that are found
+        afterwards stay: a parent that stands still neither starts one nor buries it."""
+        frozen = [self.pid]
+        for pid in frozen:
             freeze(pid)
+            frozen.extend(children(pid))
 
     def kill_child(self) -> bool:
         """The last descendant alone, which is the one that runs jobs (F2). False: there is none (yet)."""
