@@ -301,7 +301,7 @@ def workers_die(
                 done += 1
                 if done == kills:
                     break
-            if done == kills or (len(oracle.accepted) == jobs and not oracle.lost):
+            if done == kills or (len(oracle.ends) >= jobs == len(oracle.accepted) and not oracle.lost):
                 break
         assert done == kills, f"{done} of {kills} kills; see {run.log}"
         assert torn, "no kill has hit a job"

@@ -383,6 +383,7 @@ class RQHandler:
             settings["RQ_REDIS_URL"] = url
         command = ["rq", "worker", *([] if "RQ_REDIS_URL" in settings else ["--url", url]), "--with-scheduler"]
         command += ["-S", serializer_name(self._serializer), "-j", "backgrounded_rq.Job"]
+        command += ["--queue-class", "backgrounded_rq.Queue"]
         command += ["--worker-ttl", "20", "--maintenance-interval", "5", "--job-monitoring-interval", "2"]
         command += [level for name in list(queues) or [self.default_queue] for level in self._with_priorities(name)]
         return with_settings(command, settings)

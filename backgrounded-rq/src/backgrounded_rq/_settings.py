@@ -125,8 +125,8 @@ def guarantees_of(borrowed: bool, connection: Redis, several_queues: bool) -> Gu
     notes = [
         "At least once for workers of one queue: a worker of several queues holds a job nowhere between taking and "
         "starting it, and loses it if it is killed in that moment.",
-        "A job whose worker dies runs again within 90 s with worker_command(); with RQ's defaults after up to 14 min. "
-        "A worker that dies during RQ's maintenance keeps the others from it for up to 15 min.",
+        "A job whose worker dies runs again within 90 s with worker_command(); with RQ's defaults after up to 14 min, "
+        "and 15 more if that worker died during RQ's maintenance.",
         "What Redis acknowledged survives its death only with appendonly.",
         "A plain `rq worker` runs whatever is written to Redis; worker_command() gives one that runs our jobs only.",
     ]

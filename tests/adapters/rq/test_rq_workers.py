@@ -408,9 +408,19 @@ def test_the_job_of_a_dead_worker_is_found_by_rqs_own_cleaning(handler, start_wo
     assert [attempt for attempt, _ in starts(tag)] == [1, 1]
 
 
+def test_who_died_during_maintenance_keeps_no_other_worker_from_it(handler, start_worker, redis, tag):
+    """RQ holds its lock for 15 minutes, and it stays where its owner is killed."""
+    queue = Queue(tag, connection=redis)
+    assert queue.acquire_maintenance_lock()
+    start_worker(handler.worker_command([tag]))
+    eventually(lambda: 0 < redis.ttl(queue.registry_cleaning_key) <= 20)
+    assert not queue.acquire_maintenance_lock(), "its owner may still need it"
+
+
 @pytest.mark.slow
-def test_the_job_of_a_dead_worker_runs_again_within_ninety_seconds(handler, start_worker, tag, starts):
+def test_the_job_of_a_dead_worker_runs_again_within_ninety_seconds(handler, start_worker, redis, tag, starts):
     job, died = _kill_whole_worker(handler, start_worker, tag, starts)
+    Queue(tag, connection=redis).acquire_maintenance_lock()  # it died at the worst moment
     start_worker(handler.worker_command([tag]))
     eventually(lambda: len(starts(tag)) == 2, 90)
     print(f"recovery_s={starts(tag)[1][1] - died:.1f}")
