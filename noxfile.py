@@ -110,8 +110,8 @@ def chaos(session: nox.Session, engines: str) -> None:
     more, `-- --engine NAME` of one engine alone."""
     session.install(*ALL, *group("tests"))
     tests, beside = CHAOS[engines]
-    side = [] if "--long" in session.posargs else ["-n", beside]
-    session.run("pytest", "-q", *side, *tests, *session.posargs)
+    size = ["-o", "faulthandler_timeout=5400"] if "--long" in session.posargs else ["-n", beside]
+    session.run("pytest", "-q", *size, *tests, *session.posargs)
 
 
 @nox.session
