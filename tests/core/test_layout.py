@@ -17,7 +17,7 @@ CORE = ROOT / "core" / "src"
 
 # A module imports from the rows above its own; `handlers` is a package, whose modules share one row.
 ORDER = [
-    {"errors"},
+    {"alarm", "errors"},
     {"calls"},
     {"references"},
     {"_wire"},
@@ -41,6 +41,7 @@ ROWS = {module: row for row, modules in enumerate(ORDER) for module in modules}
 
 PUBLIC_TO_ADAPTERS = {
     "backgrounded",
+    "backgrounded.alarm",
     "backgrounded.errors",
     "backgrounded.handler",
     "backgrounded.records",

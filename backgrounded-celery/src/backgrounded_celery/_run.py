@@ -11,12 +11,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import backgrounded
+from backgrounded.alarm import Alarm
 from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_from, failure_record, positive, printable
 from backgrounded.records import RESULT_TTL
 from billiard.process import current_process
@@ -153,31 +154,13 @@ def _has_alarm() -> bool:
     return bool(current_process().daemon) and hasattr(signal, "setitimer")
 
 
-@contextmanager
-def _limit(seconds: float | None) -> Iterator[None]:
-    """A stretch of the run under the job's time limit, which is a TimeoutError on every engine.
+def _limit(seconds: float | None) -> AbstractContextManager[None]:
+    """A stretch of the run under the job's time limit.
 
-    Not Celery's own soft limit: its signal comes from the worker's main process at any moment between taking the job
-    and the worker's hearing of its end, so it may hit what writes the outcome down. What is raised in the method is
-    Celery's word: a TimeoutError would be swallowed by an `except OSError` round any request.
+    Not Celery's own soft limit, though the method sees its word: its signal comes from the worker's main process at any
+    moment between taking the job and the worker's hearing of its end, so it may hit what writes the outcome down.
     """
-    if seconds is None:
-        yield
-        return
-    try:
-        before = signal.signal(signal.SIGALRM, _ring)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-    except SoftTimeLimitExceeded as error:
-        raise TimeoutError(f"stopped after its timeout of {seconds:g} seconds") from error
-
-
-def _ring(*_: Any) -> None:
-    raise SoftTimeLimitExceeded
+    return nullcontext() if seconds is None else Alarm(seconds, SoftTimeLimitExceeded)
 
 
 def _is_a_word_of_celery(error: BaseException) -> bool:

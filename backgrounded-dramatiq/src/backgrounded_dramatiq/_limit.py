@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Final
 
+from backgrounded.alarm import MOMENT, is_in
 from dramatiq.middleware import TimeLimitExceeded
 from dramatiq.middleware.threading import (
     current_platform,
@@ -23,9 +24,6 @@ from dramatiq.middleware.threading import (
     raise_thread_exception,
     supported_platforms,
 )
-
-MOMENT: Final = 0.001
-"""Seconds after which an alarm rings again that found the stretch at its end."""
 
 
 def can_limit() -> bool:
@@ -82,7 +80,7 @@ class _Limit:
                 return True
             # The thread waits for this one where it is now, and goes on with the exception. Both steps follow each
             # other within one turn of this thread, unless that is cut short; then the end of the stretch sees to it.
-            if _is_at_its_edge(sys._current_frames().get(self.thread)):
+            if is_in(sys._current_frames().get(self.thread), _EDGES):
                 return False
             raise_thread_exception(self.thread, TimeLimitExceeded)
             self._is_over = self._has_rung = True
@@ -95,18 +93,6 @@ def _take_back(thread: int) -> None:
 
 
 _EDGES: Final = frozenset({_Limit.__enter__.__code__, _Limit.__exit__.__code__})
-_DEPTH: Final = 6
-"""Functions that are called from these two, one from another, at most."""
-
-
-def _is_at_its_edge(frame: FrameType | None) -> bool:
-    for _ in range(_DEPTH):
-        if frame is None:
-            return False
-        if frame.f_code in _EDGES:
-            return True
-        frame = frame.f_back
-    return False
 
 
 class _Watch:

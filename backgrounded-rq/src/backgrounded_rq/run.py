@@ -12,11 +12,12 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import backgrounded
+from backgrounded.alarm import Alarm
 from backgrounded.handler import Again, Delivery, Keep, Skip, failure_record
 from rq import Queue, get_current_job
 from rq.job import Job as RQJob
@@ -82,23 +83,13 @@ def _delivery(job: RQJob, handler: str) -> Delivery:
     )
 
 
-@contextmanager
-def _limit(job: RQJob) -> Iterator[None]:
-    """A stretch of the run under the job's time limit, which is a TimeoutError on every engine.
+def _limit(job: RQJob) -> AbstractContextManager[None]:
+    """A stretch of the run under the job's time limit.
 
     RQ's alarm rings once, and counts from the fork: what is imported before the method runs would use it up, and where
-    it rings inside of an import it may be lost. So it is wound up anew for each stretch.
+    it rings inside of an import it may be lost. So it is replaced, and wound up anew for each stretch.
     """
-    rings = _has_alarm(job)
-    try:
-        if rings:
-            signal.alarm(int(job.timeout or 0))
-        yield
-    except JobTimeoutException as error:
-        raise TimeoutError(f"stopped after its timeout of {job.timeout} seconds") from error
-    finally:
-        if rings:
-            signal.alarm(0)
+    return Alarm(job.timeout, JobTimeoutException) if job.timeout and _has_alarm(job) else nullcontext()
 
 
 def _has_alarm(job: RQJob) -> bool:
