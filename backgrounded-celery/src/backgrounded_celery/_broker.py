@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from amqp.exceptions import AMQPError, ChannelError, MessageNacked
 from backgrounded import ConfigurationError
-from backgrounded.handler import Kept
+from backgrounded.handler import Kept, not_reached
 from backgrounded.records import Records
 from celery import Celery
 from celery.backends.redis import RedisBackend
@@ -270,10 +270,7 @@ FAILURES: Final = (KombuError, AMQPError, MessageNacked, RedisError, OSError)
 
 def never_sent(error: BaseException) -> bool:
     """Whether the broker certainly did not take a message: it was not reached, or it said no."""
-    causes = [error, error.__cause__, error.__context__]
-    return isinstance(error, (ChannelError, MessageNacked)) or any(
-        isinstance(cause, ConnectionRefusedError) or "connecting to" in str(cause) for cause in causes
-    )
+    return isinstance(error, (ChannelError, MessageNacked)) or not_reached(error)
 
 
 def _text(value: Any) -> str:

@@ -17,14 +17,14 @@ from typing import Any, Final
 import dramatiq
 import redis
 from backgrounded import ConfigurationError
-from backgrounded.handler import Finding, Kept
+from backgrounded.handler import Finding, Kept, not_reached
 from backgrounded.records import examine_redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from ._message import Message
-from ._sending import NotSent, message_of, never_sent
+from ._sending import NotSent, message_of
 
 DOWN: Final = (RedisError, OSError)
 _NOT_NOW: Final = 0
@@ -64,7 +64,7 @@ class Redis:
         try:
             self._script(keys=[self.broker.namespace], args=self._words(message))
         except DOWN as error:
-            certain = never_sent(error) or isinstance(error, ResponseError)
+            certain = not_reached(error) or isinstance(error, ResponseError)
             raise NotSent(error, unknown=[] if certain else [message.message_id]) from error
 
     def _send_all(self, messages: Sequence[dramatiq.Message[None]]) -> None:
@@ -82,7 +82,7 @@ class Redis:
             try:
                 answers = pipeline.execute(raise_on_error=False)
             except DOWN as error:
-                raise NotSent(error, unknown=[] if never_sent(error) else ids) from error
+                raise NotSent(error, unknown=[] if not_reached(error) else ids) from error
         refused = [answer for answer in answers if isinstance(answer, Exception)]
         if refused:
             answered = zip(ids, answers, strict=True)

@@ -23,12 +23,6 @@ class NotSent(Exception):
         super().__init__(f"{type(cause).__name__}: {cause}")
 
 
-def never_sent(error: BaseException) -> bool:
-    """Whether the broker certainly did not take a message: it was not reached."""
-    causes = [error, error.__cause__, error.__context__]
-    return any(isinstance(cause, ConnectionRefusedError) or "connecting to" in str(cause) for cause in causes)
-
-
 _FIELDS: Final = tuple(field.name for field in fields(Message))
 
 

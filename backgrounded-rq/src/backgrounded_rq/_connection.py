@@ -6,6 +6,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from backgrounded import ConfigurationError
+from backgrounded.handler import not_reached
 from redis import Redis, SSLConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError
@@ -62,6 +63,4 @@ def url_of(connection: Redis) -> str:
 
 def never_sent(error: BaseException) -> bool:
     """Whether Redis certainly did not take the command: it was not reached, or it said no."""
-    if isinstance(error, _REFUSALS):
-        return True
-    return isinstance(error.__cause__ or error.__context__, ConnectionRefusedError) or "connecting to" in str(error)
+    return isinstance(error, _REFUSALS) or not_reached(error)

@@ -298,6 +298,12 @@ def printable(text: object) -> str:
     return "".join(char if char.isprintable() else "?" for char in str(text)[:300])
 
 
+def not_reached(error: BaseException) -> bool:
+    """Whether a client's error says that it was not connected to the server at all: then nothing can have arrived."""
+    causes = [error, error.__cause__, error.__context__]
+    return any(isinstance(cause, ConnectionRefusedError) or "connecting to" in str(cause) for cause in causes)
+
+
 LONGEST_TRACEBACK: Final = 16_384
 
 
