@@ -61,7 +61,7 @@ class HandlerNotFound(ConfigurationError):
         self.installed = tuple(sorted(installed))
         super().__init__(
             f"No handler is named {name!r}. Installed: {', '.join(self.installed) or 'none'}. "
-            f'Is backgrounded-{name} installed? Try: pip install "backgrounded[{name}]"'
+            f"Try: pip install backgrounded-{name}"
         )
 
 
