@@ -6,6 +6,7 @@ Celery does not remember of it stands in a record of ours in the app's result ba
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -264,9 +265,11 @@ class CeleryHandler:
     # -- workers
 
     def worker_command(self, queues: Iterable[str] = ()) -> list[str]:
-        """Celery's own worker for these queues, with the options that keep what is declared.
+        """Celery's own worker for these queues, with the options that keep what is declared, and a name of its own.
 
-        Set BACKGROUNDED_APP where this runs: it is passed on, and names the modules to import before the first job.
+        On RabbitMQ a second one of the same name ends at once with ResourceLocked (Kombu 5.7), and by default all of a
+        machine have the same. Set BACKGROUNDED_APP where this runs: it is passed on, and names the modules to import
+        before the first job.
         """
         settings = worker_settings()
         if not self.borrowed:
@@ -274,6 +277,7 @@ class CeleryHandler:
             warn_without_app()
         name = (self._name or name_of(self.app)) if self.borrowed else "backgrounded_celery.worker"
         command = ["celery", "-A", name, "worker", "--pool", "prefork", "--prefetch-multiplier", "1"]
+        command += ["--hostname", f"backgrounded-{uuid.uuid4().hex[:8]}@%h"]
         command += ["-Q", ",".join(list(queues) or [self.default_queue])]
         return with_settings(command, settings)
 

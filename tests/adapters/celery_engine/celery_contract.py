@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -60,10 +59,11 @@ def celery_worker(
     handler: CeleryHandler, queues: Sequence[str], output: Path, *options: str, **environment: str
 ) -> AbstractContextManager[Any]:
     """The worker of `worker_command()`, one job at a time; ready when it says so itself."""
-    name = f"worker-{uuid.uuid4().hex[:8]}"
+    command = handler.worker_command(queues)
+    name = command[command.index("--hostname") + 1].partition("@")[0]
     quick = ["--concurrency", "1", "--without-mingle", "--without-gossip", "--loglevel", "INFO"]
     return running(
-        [*handler.worker_command(queues), *quick, "-n", f"{name}@%h", *options],
+        [*command, *quick, *options],
         environment={**PROBE, **environment},
         output=output,
         is_ready=lambda: output.exists() and any(is_ready(line, name) for line in output.read_text().splitlines()),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import backgrounded
 import pytest
 from backgrounded import BatchError, EnqueueError, UnsupportedOption
+from backgrounded.testing.probe import events
 from backgrounded_celery import CeleryHandler
 from celery import Celery
 from celery.signals import before_task_publish
+from celery_contract import celery_worker
 from celeryshop.jobs import Item
 from celerytools import starts
 
@@ -22,6 +26,7 @@ from servers import RabbitMQ, freeze, rabbitmq
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,20 @@ def test_a_job_of_a_killed_worker_runs_again_at_once(handler, node, start_worker
             worker.process.kill()
             worker.process.wait()
     assert handler.guarantees.delivery == "at-least-once"
+
+
+def test_two_workers_of_the_command_work_on_one_machine(node, oracle, monkeypatch, tmp_path):
+    """RabbitMQ gives the control queue of a worker to the first of its name only (Kombu 5.7), and a second one ends."""
+    monkeypatch.setenv("CELERYSHOP_BROKER", node.url)
+    monkeypatch.delitem(sys.modules, "celeryshop.celery", raising=False)  # another test's, with another broker
+    shop = {"BACKGROUNDED_APP": "celeryshop.jobs", "PYTHONPATH": str(HERE)}
+    with backgrounded.using("celery", app="celeryshop.celery:app") as handler:
+        first, second = (celery_worker(handler, ["twins"], tmp_path / name, **shop) for name in ("first", "second"))
+        with first, second:
+            for _ in range(2):
+                Item(oracle).backgrounded(queue="twins").meet(2)
+            eventually(lambda: len(events(oracle, "met")) == 2)
+        handler.close()
 
 
 def test_a_frozen_broker_is_one_error_in_two_seconds(handler, node):

@@ -333,11 +333,14 @@ def test_an_app_that_is_always_eager_runs_jobs_inside_of_the_call(oracle):
 def test_the_command_passes_on_what_a_worker_needs(handler, shop_url, monkeypatch, caplog):
     monkeypatch.delenv("BACKGROUNDED_APP", raising=False)
     monkeypatch.setenv("BACKGROUNDED_ALLOW", "celeryshop")
-    assert handler.worker_command(["a", "b"]) == [
+    *command, option, node, queues, named = handler.worker_command(["a", "b"])
+    assert command == [
         *["env", "BACKGROUNDED_ALLOW=celeryshop"],
         *["celery", "-A", "celeryshop.celery", "worker", "--pool", "prefork", "--prefetch-multiplier", "1"],
-        *["-Q", "a,b"],
     ]
+    assert (option, queues, named) == ("--hostname", "-Q", "a,b")
+    assert node.endswith("@%h")
+    assert node not in handler.worker_command(["a", "b"]), "two workers of one machine need two names"
     ours = CeleryHandler("redis://:hush@127.0.0.1:1/0").worker_command()
     assert "BACKGROUNDED_APP is not set" in caplog.text
     assert "BACKGROUNDED_URL=celery+redis://:hush@127.0.0.1:1/0" in ours

@@ -57,6 +57,13 @@ class Item(Backgrounded):
             raise
         return "slept"
 
+    def meet(self, all_of_them: int) -> None:
+        """Wait until so many have begun."""
+        self._start()
+        while len(events(self.path, "start")) < all_of_them:
+            time.sleep(0.01)
+        record(self.path, "met")
+
     def say_in_celery(self, word: str) -> None:
         self._start()
         words = {"Ignore": Ignore(), "Reject": Reject("no", requeue=True), "Retry": Retry()}
