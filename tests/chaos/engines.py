@@ -42,6 +42,9 @@ class Engine:
     lossy: ClassVar[bool] = False
     loads_late: ClassVar[bool] = False
     """A worker imports the application with its first job, and not before."""
+    trusts_clocks: ClassVar[bool] = False
+    """Its workers compare the times that others wrote with their own clocks. While these differ, they take one another
+    for dead, and start jobs twice."""
 
     def __init__(self) -> None:
         self._made: list[Any] = []
@@ -132,6 +135,7 @@ class OnRedis(Engine):
 class RQ(OnRedis):
     name = handler_name = "rq"
     loads_late = True
+    trusts_clocks = True
 
 
 class RQOnMemory(RQ):
@@ -147,6 +151,7 @@ class Celery(OnRedis):
 
     name = "celery-redis"
     handler_name = "celery"
+    trusts_clocks = True
 
     def settings(self, processes: int) -> dict[str, Any]:
         return {"visibility_timeout": VISIBILITY}
@@ -160,6 +165,7 @@ class CeleryOnRabbitMQ(Celery):
     """The same on an application's own app, with RabbitMQ; what is known of the jobs is in a Redis, which lives on."""
 
     name = "celery-rabbitmq"
+    trusts_clocks = False
 
     @contextmanager
     def place(self, folder: Path) -> Iterator[tuple[str, Server]]:
@@ -248,6 +254,7 @@ class Dramatiq(OnRedis):
 
     name = "dramatiq-redis"
     handler_name = "dramatiq"
+    trusts_clocks = True
 
     def settings(self, processes: int) -> dict[str, Any]:
         return {"processes": 1, "threads": processes, "heartbeat_timeout": VISIBILITY}
@@ -257,6 +264,7 @@ class DramatiqOnRabbitMQ(Dramatiq):
     """The same on RabbitMQ; what is known of the jobs is in a Redis, which lives on."""
 
     name = "dramatiq-rabbitmq"
+    trusts_clocks = False
 
     @contextmanager
     def place(self, folder: Path) -> Iterator[tuple[str, Server]]:
@@ -297,7 +305,7 @@ CONTROLS: Final = {engine.name: engine for engine in (PlainHuey(), PlainCelery()
 ENGINES: Final[dict[str, Engine]] = {"sqlite": SQLite(), **SERVED, **CONTROLS}
 
 
-def produce(call: Callable[..., None], prefix: str, count: int, seconds: float = 0.0) -> None:
+def produce(call: Callable[..., None], prefix: str, count: int, seconds: float = 0.0, pause: float = 0.0) -> None:
     """Hand over so many jobs, one call at a time, and tell the oracle of each, also if it is not taken."""
     for number in range(count):
         id = f"{prefix}{number}"
@@ -310,7 +318,8 @@ def produce(call: Callable[..., None], prefix: str, count: int, seconds: float =
             time.sleep(PAUSE)
         else:
             oracle.tell("A", id)
+            time.sleep(pause)
 
 
-if __name__ == "__main__":  # a process that calls: NAME URL PREFIX COUNT SECONDS
-    produce(ENGINES[sys.argv[1]].caller(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))
+if __name__ == "__main__":  # a process that calls: NAME URL PREFIX COUNT SECONDS [PAUSE]
+    produce(ENGINES[sys.argv[1]].caller(sys.argv[2]), sys.argv[3], int(sys.argv[4]), *map(float, sys.argv[5:]))

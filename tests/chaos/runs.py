@@ -106,6 +106,21 @@ class Bench:
             del crew[name]
             self.hire(crew, **how)
 
+    def until(self, question: Callable[[], bool], what: str, crew: dict[str, Started]) -> None:
+        """Read on until it is so, while the workers on this list are followed by new ones."""
+
+        def is_so() -> bool:
+            self.supervise(crew)
+            return question()
+
+        self.oracle.until(is_so, READY, f"{what}; see {self.log}")
+
+    def goes_on(self, crew: dict[str, Started]) -> float:
+        """Wait until another job starts: after how many seconds it does."""
+        moment, starts = time.monotonic(), self.oracle.starts
+        self.until(lambda: any(events[-1].mono > moment for events in starts.values()), "another job starts", crew)
+        return time.monotonic() - moment
+
     def ready(self, *workers: Started) -> None:
         """Wait until these workers have imported the application; where only a job makes one do it, it gets one."""
         if self.engine.loads_late:
@@ -120,8 +135,8 @@ class Bench:
         command = [sys.executable, script if script == "-c" else str(HERE / script), *map(str, arguments)]
         return self._add(start("-", command, self.environment, self.log))
 
-    def producer(self, prefix: str, count: int, seconds: float) -> Started:
-        return self.python("engines.py", self.engine.name, self.url, prefix, count, seconds)
+    def producer(self, prefix: str, count: int, seconds: float, pause: float = 0.0) -> Started:
+        return self.python("engines.py", self.engine.name, self.url, prefix, count, seconds, pause)
 
     def _add(self, started: Started) -> Started:
         self.started.append(started)
@@ -352,6 +367,74 @@ def server_dies(engine: Engine, folder: Path, seed: int, *, jobs: int, kills: in
         return run.report("F5", kills, resumed, what="resume_ms", more=f"refused={len(oracle.refused)} ")
 
 
+def server_freezes(
+    engine: Engine, folder: Path, seed: int, *, jobs: int, freezes: int, seconds: float = 0.02
+) -> Report:
+    """F3: under load the server is frozen. How long each call took, also of those that were refused for it."""
+    with bench(engine, folder, seed) as run:
+        oracle, resumed = run.oracle, []
+        crew: dict[str, Started] = {}
+        for _ in range(2):
+            run.hire(crew)
+        run.ready(*crew.values())
+        marks = sorted(run.random.sample(range(1, jobs // 2), freezes))
+        caller = run.producer("j", jobs, seconds, pause=seconds)
+        for number, mark in enumerate(marks):
+            run.until(lambda mark=mark: len(oracle.accepted) > mark, "the caller is at it", crew)  # type: ignore[misc]
+            _freeze_until_refused(run, crew, f"n{number}-")
+            resumed.append(run.goes_on(crew))
+        assert caller.process.wait(READY + jobs * 0.1) == 0, run.output()[-4000:]
+        run.settle_kept()
+        ended = {**oracle.accepted, **oracle.refused}
+        took = [event.mono - oracle.tried[id].mono for id, event in ended.items()]
+        more = f"freezes={freezes} refused={len(oracle.refused)} resume_ms(max)={max(resumed) * 1000:.0f} "
+        return run.report("F3", 0, took, what="call_ms", more=more)
+
+
+def _freeze_until_refused(run: Bench, crew: dict[str, Started], prefix: str) -> None:
+    """Freeze the server until the caller at work was refused twice, on the connection that it had and on a new one, and
+    the first call of another, which comes meanwhile, has ended."""
+    server, refused = run.server, run.oracle.refused
+    assert server is not None
+    server.freeze()
+    try:
+        before = len(refused)
+        newcomer = run.producer(prefix, 1, 0)
+        run.until(lambda: newcomer.process.poll() is not None and len(refused) >= before + 3, "three refusals", crew)
+    finally:
+        server.thaw()
+    assert newcomer.process.wait() == 0, run.output()[-4000:]
+
+
+def connections_are_cut(
+    engine: Engine, folder: Path, seed: int, *, jobs: int, cuts: int, seconds: float = 0.02
+) -> Report:
+    """F8: so many times, under load, half of the connections to the server, of a caller and of workers, are reset."""
+    with bench(engine, folder, seed) as run:
+        oracle, server, resumed = run.oracle, run.server, []
+        assert server is not None
+        crew: dict[str, Started] = {}
+        marks = sorted(run.random.sample(range(1, jobs * 3 // 2), cuts))
+        with cutting_proxy(server.port, seed=seed) as proxy:
+            run.url = run.url.replace(f":{server.port}", f":{proxy.port}")
+            for _ in range(2):
+                run.hire(crew)
+            run.ready(*crew.values())
+            caller = run.producer("j", jobs, seconds, pause=seconds)
+            for mark in marks:
+                run.until(
+                    lambda mark=mark: len(oracle.accepted) + len(oracle.ends) > mark,  # type: ignore[misc]
+                    "work is done",
+                    crew,
+                )
+                run.until(lambda: proxy.cut(0.5) > 0, "a connection is cut", crew)
+                resumed.append(run.goes_on(crew))
+            assert caller.process.wait(READY + jobs * 0.1) == 0, run.output()[-4000:]
+            run.settle_kept()
+            more = f"cuts={proxy.cuts} refused={len(oracle.refused)} workers={len(run.started) - 1} "
+            return run.report("F8", 0, resumed, what="resume_ms", more=more)
+
+
 def replies_get_lost(engine: Engine, folder: Path, seed: int, *, calls: int) -> Report:
     """F11: of every tenth request of a caller's the server does what it says, and the answer is lost."""
     with bench(engine, folder, seed) as run:
@@ -403,14 +486,14 @@ def clocks_differ(engine: Engine, folder: Path, seed: int, *, jobs: int, seconds
     with bench(engine, folder, seed) as run:
         crew = [run.worker(skew=skew) for skew in (DAY, -DAY, DAY, -DAY)]
         run.ready(*crew)
-        skews = [int(run.oracle.workers[worker.name].id) - time.time() for worker in crew]
-        assert all(abs(abs(skew) - DAY) < READY for skew in skews), f"the clocks are not off: {skews}"
         for number in range(jobs):
             run.call(f"j{number}", seconds)
         run.settle()
-        by_skew = {event.worker for events in run.oracle.starts.values() for event in events}
-        assert len(by_skew) > 1, "only one worker has worked"
-        return run.report("F15", 0, more=f"workers={len(by_skew)} ")
+        skews = {name: int(event.id) - time.time() for name, event in run.oracle.workers.items()}
+        assert all(abs(abs(skew) - DAY) < DAY / 2 for skew in skews.values()), f"the clocks are not off: {skews}"
+        worked = {event.worker for events in run.oracle.starts.values() for event in events}
+        assert {skews[name] > 0 for name in worked} == {True, False}, "only those on one side have worked"
+        return run.report("F15", 0, more=f"workers={len(worked)} ")
 
 
 def idle_worker_starts(engine: Engine, folder: Path, seed: int, *, jobs: int) -> Report:

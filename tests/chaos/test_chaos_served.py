@@ -17,6 +17,9 @@ from runs import Report
 pytestmark = pytest.mark.chaos
 Note = Callable[[Report], Report]
 each_engine = pytest.mark.parametrize("engine", SERVED, indirect=True)
+LATEST = 3.0
+"""Seconds after which a call has failed or returned: the 2.5 that are promised, and something for a machine that has
+other things to do. Where two timeouts come one after the other it takes four."""
 
 
 @each_engine
@@ -45,6 +48,33 @@ def test_no_job_is_lost_with_a_server_that_is_killed_and_started_again(
 ) -> None:
     jobs, kills = (4_000, 20) if long else (300, 2)
     assert report(runs.server_dies(engine, folder, seed, jobs=jobs, kills=kills)).keeps_its_word
+
+
+@each_engine
+def test_no_call_hangs_and_no_job_is_lost_with_a_server_that_is_frozen(
+    engine: Engine, folder: Path, seed: int, report: Note, long: bool
+) -> None:
+    jobs, freezes = (2_000, 20) if long else (100, 1)
+    found = report(runs.server_freezes(engine, folder, seed, jobs=jobs, freezes=freezes))
+    assert found.keeps_its_word
+    assert max(found.times) <= LATEST
+
+
+@each_engine
+def test_no_job_is_lost_with_connections_that_are_cut(
+    engine: Engine, folder: Path, seed: int, report: Note, long: bool
+) -> None:
+    jobs, cuts = (4_000, 200) if long else (100, 5)
+    assert report(runs.connections_are_cut(engine, folder, seed, jobs=jobs, cuts=cuts)).keeps_its_word
+
+
+@each_engine
+def test_clocks_that_differ_by_days_lose_no_job_and_start_none_twice_where_no_clock_is_asked(
+    engine: Engine, folder: Path, seed: int, report: Note, long: bool
+) -> None:
+    found = report(runs.clocks_differ(engine, folder, seed, jobs=200 if long else 12, seconds=3))
+    assert found.keeps_its_word
+    assert engine.trusts_clocks or not found.started_twice
 
 
 @each_engine
