@@ -1,4 +1,4 @@
-"""How are the core's own handlers put to the contract? What `test_contract_local.py` and `sabotages.py` share."""
+"""How are the core's own handlers put to the contract? What their contract and its sabotages share."""
 
 from __future__ import annotations
 

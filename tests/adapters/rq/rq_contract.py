@@ -1,4 +1,4 @@
-"""How is the RQ adapter put to the contract? What `test_contract_rq.py` and `rq_sabotages.py` share."""
+"""How is the RQ adapter put to the contract? What `test_contract_rq.py` and `test_rq_bites.py` share."""
 
 from __future__ import annotations
 

@@ -1,207 +1,127 @@
-"""Which mistakes of the SQLite handler and of its worker does the contract catch, in real workers?
-
-Not collected by itself: `test_contract_sqlite_bites.py` runs these classes and expects the test in `caught_by` to fail.
-A broken worker is an honest one whose application breaks it: SQLITE_SABOTAGE names the class below that does so.
-"""
+"""Which mistakes of the SQLite handler and of its worker does the contract catch, in real workers?"""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import backgrounded
 from backgrounded import Call, State
 from backgrounded.handler import Delivery
-from backgrounded_sqlite import SQLiteHandler
+from backgrounded_sqlite import SQLiteHandler, _store
 from backgrounded_sqlite._process import Process
 from backgrounded_sqlite._store import End, Job, Store
-from sqlite_contract import SQLiteContract, sqlite_worker
 
-HERE = Path(__file__).parent
-SABOTAGE = "SQLITE_SABOTAGE"
+from sabotage import Patch, Sabotages, spend_less, spoil_calls, with_options, without
 
-
-class Sabotage(SQLiteContract):
-    """The contract on a broken adapter. `caught_by` is the test that must fail, and nobody waits long for it.
-
-    `handler_class` is broken where the caller is, `break_worker` is called in each process of a worker.
-    """
-
-    deadline = 2.5
-    caught_by: ClassVar[str]
-
-    @classmethod
-    def break_worker(cls) -> None:
-        """Nothing is broken here."""
-
-    def worker(self, handler: SQLiteHandler, *queues: str) -> AbstractContextManager[Any]:
-        path = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {SABOTAGE: type(self).__name__, "PYTHONPATH": path}
-        app = f"backgrounded.testing.probe,{__name__.rpartition('.')[2]}"
-        return sqlite_worker(handler, queues, self.output, app=app, environment=environment)
-
-
-class Before(SQLiteHandler):
-    """Spoils each call before it is handed over."""
-
-    def spoil(self, call: Call) -> Call:
-        raise NotImplementedError
-
-    def enqueue_many(self, calls: Sequence[Call]) -> list[str]:
-        return super().enqueue_many([self.spoil(call) for call in calls])
-
-
-def without(call: Call, *options: str) -> Call:
-    return replace(call, options=replace(call.options, **dict.fromkeys(options)))
-
+TABLE = Sabotages()
 
 # -- the caller's side
 
 
-class TestQueueDropped(Sabotage):
-    caught_by = "test_a_job_of_a_queue_nobody_listens_to_does_not_run"
-
-    class handler_class(Before):
-        def spoil(self, call: Call) -> Call:
-            return call if call.options.queue == "contract" else without(call, "queue")
+@TABLE.caller("test_a_job_of_a_queue_nobody_listens_to_does_not_run")
+def queue_ignored(patch: Patch) -> None:
+    spoil_calls(patch, SQLiteHandler, lambda call: with_options(call, queue="contract"))
 
 
-class TestDelayDropped(Sabotage):
-    caught_by = "test_a_delayed_job_runs_when_it_is_due_and_not_before"
-
-    class handler_class(Before):
-        def spoil(self, call: Call) -> Call:
-            return without(call, "delay", "at")
+@TABLE.caller("test_a_delayed_job_runs_when_it_is_due_and_not_before")
+def delay_dropped(patch: Patch) -> None:
+    spoil_calls(patch, SQLiteHandler, without("delay", "at"))
 
 
-class TestPriorityDropped(Sabotage):
-    caught_by = "test_the_more_urgent_job_runs_first"
-
-    class handler_class(Before):
-        def spoil(self, call: Call) -> Call:
-            return without(call, "priority")
+@TABLE.caller("test_the_more_urgent_job_runs_first")
+def priority_dropped(patch: Patch) -> None:
+    spoil_calls(patch, SQLiteHandler, without("priority"))
 
 
-class TestUniqueDropped(Sabotage):
-    caught_by = "test_a_second_job_with_the_key_is_refused_with_the_id_of_the_first"
-
-    class handler_class(Before):
-        def spoil(self, call: Call) -> Call:
-            return without(call, "unique")
+@TABLE.caller("test_a_second_job_with_the_key_is_refused_with_the_id_of_the_first")
+def unique_dropped(patch: Patch) -> None:
+    spoil_calls(patch, SQLiteHandler, without("unique"))
 
 
-class TestResultTtlDropped(Sabotage):
-    caught_by = "test_a_result_is_gone_after_its_time"
-
-    class handler_class(Before):
-        def spoil(self, call: Call) -> Call:
-            return without(call, "result_ttl")
+@TABLE.caller("test_a_result_is_gone_after_its_time", within=3)
+def result_ttl_dropped(patch: Patch) -> None:
+    spoil_calls(patch, SQLiteHandler, without("result_ttl"))
 
 
-class TestIdNotKept(Sabotage):
-    caught_by = "test_the_state_follows_the_job"
-
-    class handler_class(Before):
-        def spoil(self, call: Call) -> Call:
-            return replace(call, id=call.id[::-1])
+@TABLE.caller("test_the_state_follows_the_job", within=3)
+def id_not_kept(patch: Patch) -> None:
+    spoil_calls(patch, SQLiteHandler, lambda call: replace(call, id=call.id[::-1]))
 
 
-class TestCancelLies(Sabotage):
-    caught_by = "test_a_job_that_was_cancelled_never_runs"
-
-    class handler_class(SQLiteHandler):
-        def cancel(self, id: str) -> bool:
-            return True
+@TABLE.caller("test_a_job_that_was_cancelled_never_runs")
+def cancel_lies(patch: Patch) -> None:
+    patch.setattr(SQLiteHandler, "cancel", lambda self, id: self.state(id) is State.QUEUED)
 
 
-class TestResultLost(Sabotage):
-    caught_by = "test_the_result_is_the_method_s_value_and_none_is_one"
-
-    class handler_class(SQLiteHandler):
-        def result(self, id: str, timeout: float | None) -> Any:
-            super().result(id, timeout)
+@TABLE.caller("test_the_result_is_the_method_s_value_and_none_is_one")
+def result_lost(patch: Patch) -> None:
+    patch.setattr(SQLiteHandler, "result", lambda self, id, timeout: None)
 
 
-class TestOnlyTheFirstOfMany(Sabotage):
-    caught_by = "test_a_batch_may_mix_queues"
+@TABLE.caller("test_a_batch_may_mix_times", within=3)
+def only_the_first_of_many_is_sent(patch: Patch) -> None:
+    honest = SQLiteHandler.enqueue_many
 
-    class handler_class(SQLiteHandler):
-        def enqueue_many(self, calls: Sequence[Call]) -> list[str]:
-            super().enqueue_many(calls[:1])
-            return [call.id for call in calls]
+    def enqueue_many(self: SQLiteHandler, calls: Sequence[Call]) -> list[str]:
+        honest(self, calls[:1])
+        return [call.id for call in calls]
+
+    patch.setattr(SQLiteHandler, "enqueue_many", enqueue_many)
 
 
 # -- the worker's side
 
 
-class TestTimeoutNotSet(Sabotage):
-    caught_by = "test_a_job_is_stopped_at_its_timeout_and_says_which"
+def spoil_ends(patch: Patch, spoil: Callable[[End], End]) -> None:
+    """Let each end be spoilt before it is written down."""
+    honest = Store.turn
 
-    @classmethod
-    def break_worker(cls) -> None:
-        honest = Process._limit
+    def turn(self: Store, owner: int, end: End | None, queues: Sequence[str]) -> Job | None:
+        return honest(self, owner, None if end is None else spoil(end), queues)
 
-        def limit(self: Process, job: Job) -> Any:
-            return honest(self, replace(job, timeout=None))
-
-        Process._limit = limit  # type: ignore[method-assign]
+    patch.setattr(Store, "turn", turn)
 
 
-class TestAttemptNotCounted(Sabotage):
-    caught_by = "test_n_retries_make_n_plus_1_runs"
-
-    @classmethod
-    def break_worker(cls) -> None:
-        _break_ends(lambda end: replace(end, attempt=1))
-
-
-class TestRetryWaitDropped(Sabotage):
-    caught_by = "test_retries_with_waits_count_exactly_and_are_not_early"
-
-    @classmethod
-    def break_worker(cls) -> None:
-        _break_ends(lambda end: replace(end, state=State.QUEUED) if end.state is State.SCHEDULED else end)
+def rewrite(patch: Patch, query: str, old: str, new: str) -> None:
+    """Write a part of a query wrongly."""
+    text = getattr(_store, query)
+    assert old in text
+    patch.setattr(_store, query, text.replace(old, new))
 
 
-class TestFailureIsSuccess(Sabotage):
-    caught_by = "test_a_failure_is_readable_with_type_message_and_traceback"
-
-    @classmethod
-    def break_worker(cls) -> None:
-        _break_ends(lambda end: replace(end, state=State.SUCCEEDED) if end.state is State.FAILED else end)
-
-
-class TestKeptIsForgotten(Sabotage):
-    caught_by = "test_what_cannot_be_performed_is_kept_with_its_payload_and_the_reason"
-
-    @classmethod
-    def break_worker(cls) -> None:
-        _break_ends(lambda end: replace(end, state=State.DISCARDED) if end.state is State.KEPT else end)
+@TABLE.worker("test_a_job_is_stopped_at_its_timeout_and_says_which")
+def timeout_not_set(patch: Patch) -> None:
+    honest = Process._limit
+    patch.setattr(Process, "_limit", lambda self, job: honest(self, replace(job, timeout=None)))
+    spend_less(patch)
 
 
-class TestKeyNotFreed(Sabotage):
-    caught_by = "test_the_key_is_free_again_when_the_job_is_done"
-
-    @classmethod
-    def break_worker(cls) -> None:
-        import backgrounded_sqlite._store as store
-
-        store._free_key = lambda *_: None
+@TABLE.worker("test_a_declared_policy_holds_and_the_call_may_change_it", within=3)
+def attempt_not_counted(patch: Patch) -> None:
+    spoil_ends(patch, lambda end: replace(end, attempt=1))
 
 
-class TestDelayedRunEarly(Sabotage):
-    caught_by = "test_a_delayed_job_runs_when_it_is_due_and_not_before"
+@TABLE.worker("test_a_retry_that_waits_is_not_late")
+def wait_before_a_retry_dropped(patch: Patch) -> None:
+    spoil_ends(patch, lambda end: replace(end, state=State.QUEUED) if end.state is State.SCHEDULED else end)
 
-    @classmethod
-    def break_worker(cls) -> None:
-        import backgrounded_sqlite._store as store
 
-        store.time = Fast()  # type: ignore[assignment,attr-defined]
+@TABLE.worker("test_a_failure_is_readable_with_type_message_and_traceback")
+def failure_is_success(patch: Patch) -> None:
+    spoil_ends(patch, lambda end: replace(end, state=State.SUCCEEDED) if end.state is State.FAILED else end)
+
+
+@TABLE.worker("test_what_cannot_be_performed_is_kept_with_its_payload_and_the_reason")
+def kept_is_forgotten(patch: Patch) -> None:
+    spoil_ends(patch, lambda end: replace(end, state=State.DISCARDED) if end.state is State.KEPT else end)
+
+
+@TABLE.worker("test_the_key_is_free_again_when_the_job_is_done")
+def key_not_freed(patch: Patch) -> None:
+    patch.setattr(_store, "_free_key", lambda *_: None)
 
 
 class Fast:
@@ -212,73 +132,37 @@ class Fast:
         return time.time() + 3600
 
 
-class TestDelayedNeverLookedAt(Sabotage):
-    caught_by = "test_a_delayed_job_runs_when_it_is_due_and_not_before"
-
-    @classmethod
-    def break_worker(cls) -> None:
-        import backgrounded_sqlite._store as store
-
-        store._PROMOTE = store._PROMOTE.replace("due <= ?", "due <= ? - 1e9")  # type: ignore[misc]
+@TABLE.worker("test_a_delayed_job_runs_when_it_is_due_and_not_before")
+def delayed_run_early(patch: Patch) -> None:
+    patch.setattr(_store, "time", Fast())
 
 
-class TestOldestFirstWhateverThePriority(Sabotage):
-    caught_by = "test_the_more_urgent_job_runs_first"
-
-    @classmethod
-    def break_worker(cls) -> None:
-        import backgrounded_sqlite._store as store
-
-        store._FIRST = store._FIRST.replace("ORDER BY priority DESC, due, seq", "ORDER BY seq")  # type: ignore[misc]
+@TABLE.worker("test_a_delayed_job_runs_when_it_is_due_and_not_before", within=4)
+def delayed_never_looked_at(patch: Patch) -> None:
+    rewrite(patch, "_PROMOTE", "due <= ?", "due <= ? - 1e9")
 
 
-class TestAliasForgotten(Sabotage):
-    caught_by = "test_a_nested_call_goes_back_through_the_same_handler"
-
-    @classmethod
-    def break_worker(cls) -> None:
-        honest = backgrounded.perform
-
-        def perform(wire: Any, delivery: Delivery, **rest: Any) -> Any:
-            return honest(wire, replace(delivery, handler="default"), **rest)
-
-        backgrounded.perform = perform  # type: ignore[assignment]
+@TABLE.worker("test_the_more_urgent_job_runs_first")
+def oldest_first_whatever_the_priority(patch: Patch) -> None:
+    rewrite(patch, "_FIRST", "ORDER BY priority DESC, due, seq", "ORDER BY seq")
 
 
-class TestAnythingIsWrittenToTheLog(Sabotage):
-    caught_by = "test_no_argument_shows_in_what_workers_write"
+@TABLE.worker("test_a_nested_call_goes_back_through_the_same_handler")
+def alias_forgotten(patch: Patch) -> None:
+    honest = backgrounded.perform
 
-    @classmethod
-    def break_worker(cls) -> None:
-        honest = Process._perform
+    def perform(wire: Any, delivery: Delivery, **rest: Any) -> Any:
+        return honest(wire, replace(delivery, handler="default"), **rest)
 
-        def perform(self: Process, job: Job) -> End:
-            print(job.wire, flush=True)
-            return honest(self, job)
-
-        Process._perform = perform  # type: ignore[method-assign]
+    patch.setattr(backgrounded, "perform", perform)
 
 
-class TestUnbroken(Sabotage):
-    """The control: all of these tests pass when nothing is broken."""
+@TABLE.worker("test_no_argument_shows_in_what_workers_write")
+def anything_is_written_to_the_log(patch: Patch) -> None:
+    honest = Process._perform
 
-    deadline = 60.0
-    caught_by = ""
+    def perform(self: Process, job: Job) -> End:
+        print(job.wire, flush=True)
+        return honest(self, job)
 
-
-def _break_ends(spoil: Any) -> None:
-    """Let each end be spoilt before it is written down."""
-    honest = Store.turn
-
-    def turn(self: Store, owner: int, end: End | None, queues: Sequence[str]) -> Job | None:
-        return honest(self, owner, None if end is None else spoil(end), queues)
-
-    Store.turn = turn  # type: ignore[method-assign]
-
-
-BROKEN: Mapping[str, type[Sabotage]] = {
-    name: cls for name, cls in list(globals().items()) if isinstance(cls, type) and getattr(cls, "caught_by", None)
-}
-
-if os.environ.get(SABOTAGE) in BROKEN:
-    BROKEN[os.environ[SABOTAGE]].break_worker()
+    patch.setattr(Process, "_perform", perform)

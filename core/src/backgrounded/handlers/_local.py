@@ -307,14 +307,16 @@ class LocalQueue:
         """Run a job that was taken, write down how it ended, and return its final error."""
         call = waiting.call
         self._ledger.release(call, "start")
-        delivery = Delivery(call.handler, waiting.queue, waiting.attempt)
+        timeout = call.options.timeout
+        deadline = None if timeout is None else self.clock.now() + timeout
+        delivery = Delivery(call.handler, waiting.queue, waiting.attempt, deadline=deadline)
         try:
             tree = perform(
                 call.tree,
                 delivery,
                 moment=self.clock.now(),
                 fallback=lambda: cast(Handler, self),
-                limit=lambda: time_limit(call.options.timeout),
+                limit=lambda: time_limit(timeout),
             )
         except Again as again:
             self._wait(call, self.clock.now() + again.seconds, waiting.attempt + 1, waiting.context)

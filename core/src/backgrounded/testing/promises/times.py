@@ -124,7 +124,7 @@ class Times(Frame):
 
     @needs(Feature.TIMEOUT, timeout=5)
     def test_a_job_is_stopped_at_its_timeout_and_says_which(self, send: Send, oracle: Oracle) -> None:
-        """K131"""
+        """K131 K132"""
         send(timeout=60).note("in time")
         job = self.fails(lambda: send(timeout=2).spend(20))
         (event,) = oracle.wait("spending")
@@ -133,6 +133,10 @@ class Times(Frame):
             assert time.time() <= event.at + 2 + self.lateness
         self.settle(send, oracle)
         assert [event.what for event in oracle.events() if event.what != "settled"] == ["note", "spending"]
+        (in_time,) = oracle.events("note")
+        told = None if in_time.job is None else in_time.job["deadline"]
+        assert told is not None, "a run does not know when it will be stopped"
+        assert abs(in_time.at + 60 - told) < self.lateness
         if job is not None and Feature.RESULTS in self._handler.features:
             failure = job.exception(self.deadline)
             assert failure is not None
