@@ -42,6 +42,8 @@ class Engine:
     lossy: ClassVar[bool] = False
     loads_late: ClassVar[bool] = False
     """A worker imports the application with its first job, and not before."""
+    pause: ClassVar[float] = 0.002
+    """Seconds between two looks at what happens: few where milliseconds are measured, since each look takes time."""
     trusts_clocks: ClassVar[bool] = False
     """Its workers compare the times that others wrote with their own clocks. While these differ, they take one another
     for dead, and start jobs twice."""
@@ -121,7 +123,13 @@ class SQLite(Engine):
         return {"processes": processes}
 
 
-class OnRedis(Engine):
+class Served(Engine):
+    """One with a server. What takes seconds there is not looked at a thousand times."""
+
+    pause = 0.02
+
+
+class OnRedis(Served):
     """One with a Redis that writes what it has acknowledged to the disk."""
 
     redis: ClassVar[Mapping[str, str]] = {"appendonly": "yes"}
@@ -275,7 +283,7 @@ class DramatiqOnRabbitMQ(Dramatiq):
         return {"processes": 1, "threads": processes}
 
 
-class Procrastinate(Engine):
+class Procrastinate(Served):
     """`procrastinate worker` on an app that the handler made, with a PostgreSQL of its own."""
 
     name = handler_name = "procrastinate"

@@ -55,8 +55,10 @@ def _descriptor() -> int:
 class Oracle:
     """The harness's side: what it has read so far, as sets. `look` reads on, and returns what is new."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pause: float = 0.002) -> None:
         self.path = path
+        self.pause = pause
+        """Seconds between two looks."""
         self.tried: dict[str, Event] = {}
         self.accepted: dict[str, Event] = {}
         self.refused: dict[str, Event] = {}
@@ -113,9 +115,12 @@ class Oracle:
 
     # -- waiting
 
+    def looks(self, within: float) -> Iterator[None]:
+        return looks(within, self.pause)
+
     def until(self, question: Callable[[], bool], within: float, what: str) -> None:
         """Read on until it is so. Fails after so many seconds."""
-        for _ in looks(within):
+        for _ in self.looks(within):
             self.look()
             if question():
                 return
@@ -129,7 +134,7 @@ class Oracle:
             if self.look():
                 last = time.monotonic()
             else:
-                time.sleep(0.005)
+                time.sleep(self.pause)
 
 
 def looks(within: float, pause: float = 0.002) -> Iterator[None]:

@@ -77,7 +77,7 @@ class Bench:
         self.server = server
         self.seed = seed
         self.random = random.Random(seed)
-        self.oracle = Oracle(folder / "oracle")
+        self.oracle = Oracle(folder / "oracle", engine.pause)
         self.log = folder / "log"
         self.started: list[Started] = []
         self.kept = 0
@@ -291,7 +291,7 @@ def workers_die(
         caller = run.producer("j", jobs, seconds)
         for _ in range(workers):
             run.hire(crew, isolated=True)
-        for _ in looks(READY + kills * (1.0 + least + longest), pause=0.001):
+        for _ in oracle.looks(READY + kills * (1.0 + least + longest)):
             run.supervise(crew, isolated=True)
             for event in oracle.look():
                 if event.kind == "S" and event.worker in crew and event.worker not in moments:
@@ -343,7 +343,7 @@ def server_dies(engine: Engine, folder: Path, seed: int, *, jobs: int, kills: in
             run.hire(crew)
         for _ in range(kills):
             first = len(oracle.ends)
-            for _ in looks(READY):
+            for _ in oracle.looks(READY):
                 oracle.look()
                 if len(oracle.ends) > first + 5:
                     break
@@ -354,7 +354,7 @@ def server_dies(engine: Engine, folder: Path, seed: int, *, jobs: int, kills: in
             time.sleep(run.random.uniform(0, 0.5))
             server.start()
             moment = time.monotonic()
-            for _ in looks(1.0 if engine.lossy else READY):
+            for _ in oracle.looks(1.0 if engine.lossy else READY):
                 if any(event.kind == "S" and event.mono > moment for event in oracle.look()):
                     break
                 run.supervise(crew)
@@ -559,7 +559,7 @@ def workers_are_told_to_end(
         for _ in range(2):
             run.hire(crew, *options)
         hit = 0
-        for _ in looks(READY + stops * 2.0):
+        for _ in oracle.looks(READY + stops * 2.0):
             for event in oracle.look():
                 if event.kind == "S" and event.worker in crew and event.worker not in moments:
                     moments[event.worker] = time.monotonic() + run.random.uniform(0, longest)
