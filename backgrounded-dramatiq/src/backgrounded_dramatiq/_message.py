@@ -97,9 +97,19 @@ def message_from(message: Any) -> Message:
 
 
 def hide(message: Any) -> None:
-    """Let a message that came from a broker show as little as one that was made here."""
-    told = message.options[OURS]
+    """Let a message that a worker has taken show as little as one that was made here, and a monitor even less.
+
+    Sentry's middleware sends `message.asdict()` away with each error. A worker's message is a proxy, so what is encoded
+    when somebody sends it again is still the whole.
+    """
+    told, whole = message.options[OURS], message.asdict
     message.options[OURS] = Hidden(told if isinstance(told, dict) else {"wire": told})
+
+    def shown() -> dict[str, Any]:
+        fields: dict[str, Any] = whole()
+        return {**fields, "options": {**fields["options"], OURS: repr(Hidden())}}
+
+    message.asdict = shown
 
 
 def _count(value: Any) -> int | None:

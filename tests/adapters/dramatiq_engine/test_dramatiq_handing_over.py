@@ -20,11 +20,13 @@ from backgrounded import BatchError, ConfigurationError, EnqueueError, InvalidOp
 from backgrounded.handler import Feature
 from backgrounded.testing.probe import Probe, events
 from backgrounded_dramatiq import Backgrounded, DramatiqHandler
+from backgrounded_dramatiq._message import Message, hide
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend, StubBackend
+from dramatiqtools import NAME
 
 from servers import free_port, freeze, redis_server
 from waiting import eventually
@@ -357,6 +359,15 @@ def test_the_message_names_the_method_and_shows_no_arguments(url, store):
     assert short == "backgrounded.testing.probe.Probe.give()"
     assert type(pickled["backgrounded"]) is dict
     assert (delay, 90_000 < second_delay < 101_000) == (None, True)
+
+
+def test_a_message_that_a_worker_has_taken_shows_nothing_and_can_be_sent_again_whole():
+    message = Message("3f", {"args": ["secret"]}, NAME, "q").for_dramatiq()
+    taken: Any = dramatiq.MessageProxy(dramatiq.Message.decode(message.encode()))
+    hide(taken)
+    assert "secret" not in f"{taken} {taken.options} {json.dumps(taken.asdict())}"
+    assert taken.asdict()["options"]["backgrounded"] == "{...}"
+    assert dramatiq.Message.decode(taken.encode()) == message == taken.copy()
 
 
 def test_a_name_that_an_actor_of_the_applications_has_is_not_taken_from_it(url, store):

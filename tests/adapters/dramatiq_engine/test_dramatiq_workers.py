@@ -103,6 +103,9 @@ def test_arguments_are_nowhere_but_in_the_message(handler, shop_worker, oracle, 
     assert "Failed to process message dramatiqshop.jobs.Item.fail() with unhandled exception" in log
     assert "dramatiqshop.jobs.Item.fail is tried again in 0.2 s: ValueError" in log
     assert "ValueError: no luck" in log
+    assert (
+        '"actor_name": "dramatiqshop.jobs.Item.fail", "args": [], "kwargs": {}, "options": {"backgrounded": "{' in log
+    )
     assert CANARY not in f"{log}{caplog.text}{jobs!r}{[job.exception() for job in jobs[1:3]]}"
 
 

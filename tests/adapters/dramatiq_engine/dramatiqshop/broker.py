@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from typing import Any
 
 import dramatiq
 from dramatiq.middleware import AgeLimit, Retries, ShutdownNotifications, TimeLimit
@@ -37,6 +40,18 @@ if "DRAMATIQSHOP_STRICT" in os.environ:  # what an application may want for its 
     }
     broker.middleware[:] = [strict.get(type(item), item) for item in broker.middleware]
 
+
+class Monitor(dramatiq.Middleware):
+    """Shows the message of a failure as Sentry's middleware does, which sends it away."""
+
+    def after_process_message(
+        self, broker: dramatiq.Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        if exception is not None:
+            logging.getLogger("monitor").warning("failed: %s", json.dumps(message.asdict(), default=repr))
+
+
+broker.add_middleware(Monitor())
 dramatiq.set_broker(broker)
 
 
