@@ -50,6 +50,7 @@ def test_no_job_is_lost_with_a_server_that_is_killed_and_started_again(
     assert report(runs.server_dies(engine, folder, seed, jobs=jobs, kills=kills)).keeps_its_word
 
 
+@pytest.mark.slow  # each adapter has a test of its own that its calls do not hang
 @each_engine
 def test_no_call_hangs_and_no_job_is_lost_with_a_server_that_is_frozen(
     engine: Engine, folder: Path, seed: int, report: Note, long: bool
@@ -68,6 +69,7 @@ def test_no_job_is_lost_with_connections_that_are_cut(
     assert report(runs.connections_are_cut(engine, folder, seed, jobs=jobs, cuts=cuts)).keeps_its_word
 
 
+@pytest.mark.slow
 @each_engine
 def test_clocks_that_differ_by_days_lose_no_job_and_start_none_twice_where_no_clock_is_asked(
     engine: Engine, folder: Path, seed: int, report: Note, long: bool
