@@ -100,6 +100,31 @@ def replay_sends_nothing(patch: Patch) -> None:
     patch.setattr(DramatiqHandler, "replay", DramatiqHandler.forget)
 
 
+def spoil_replays(patch: Patch, **changes: Any) -> None:
+    """Spoil what is sent while no call is made: what is replayed."""
+    honest = Broker.send
+
+    def send(self: Broker, messages: Any) -> None:
+        honest(self, [replace(message, **changes) for message in messages])
+
+    def replay(self: DramatiqHandler, id: str) -> None:
+        patch.setattr(Broker, "send", send)
+        replay_honestly(self, id)
+
+    replay_honestly = DramatiqHandler.replay
+    patch.setattr(DramatiqHandler, "replay", replay)
+
+
+@TABLE.caller("test_a_kept_job_runs_when_it_is_replayed")
+def alias_forgotten_in_a_replay(patch: Patch) -> None:
+    spoil_replays(patch, handler="default")
+
+
+@TABLE.caller("test_a_kept_job_runs_when_it_is_replayed")
+def timeout_forgotten_in_a_replay(patch: Patch) -> None:
+    spoil_replays(patch, timeout=None)
+
+
 @TABLE.caller("test_a_batch_may_mix_times")
 def batch_goes_with_the_first_call_s_time(patch: Patch) -> None:
     honest = Broker.send

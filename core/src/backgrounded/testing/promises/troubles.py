@@ -99,7 +99,8 @@ class Troubles(Frame):
         row.touch()
         found = Record(oracle.path, str(row))
         row.unlink()
-        job = send.to(found, retry=self._retry(2)).find(7)
+        limited = Feature.TIMEOUT in handler.features
+        job = send.to(found, retry=self._retry(2), handler="second", timeout=60 if limited else None).find(7)
         oracle.wait("gone")
         self.ends(job, State.KEPT)
         self.settle(send, oracle)
@@ -107,7 +108,11 @@ class Troubles(Frame):
         assert job.id in [item.id for item in handler.kept()]
         row.touch()
         handler.replay(job.id)
-        assert oracle.wait("found")[0].given == given(7)
+        (replayed,) = oracle.wait("found")
+        assert replayed.given == given(7)
+        assert replayed.job is not None
+        assert (replayed.job["handler"], replayed.job["attempt"]) == ("second", 1), "the call as it was, anew"
+        assert not limited or replayed.job["deadline"] is not None
         self.ends(job, State.SUCCEEDED)
         assert job.id not in [item.id for item in handler.kept()]
         if Feature.RESULTS in handler.features:
