@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -17,8 +17,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from amqp.exceptions import AMQPError, ChannelError, MessageNacked
-from backgrounded import ConfigurationError
-from backgrounded.handler import Kept, not_reached
+from backgrounded.handler import KeptQueue, not_reached
 from backgrounded.records import Records
 from celery import Celery
 from celery.backends.redis import RedisBackend
@@ -68,7 +67,7 @@ class Message:
         return {word: value for word, value in told.items() if value is not None}
 
 
-class Broker:
+class Broker(KeptQueue):
     """An app's broker and result backend, over connections of our own. Made once for an app and a process."""
 
     def __init__(self, app: Celery, patience: float = PATIENCE) -> None:
@@ -201,33 +200,10 @@ class Broker:
                 retry=False,
             )
 
-    def kept(self) -> list[Kept]:
-        """The jobs that were set aside, oldest first; one for each id."""
-        with self._taken_out() as found:
-            kept = {
-                message.id: Kept(message.id, str(body.get("reason")), message.wire, message.name, str(body.get("code")))
-                for message, body, _ in found
-            }
-            return list(kept.values())
-
     @contextmanager
-    def take(self, id: str) -> Iterator[Message]:
-        """The kept job of this id, which is kept no more if the block succeeds. Raises ConfigurationError."""
-        with self._taken_out() as found:
-            mine = [item for item in found if item[0].id == id]
-            if not mine:
-                raise ConfigurationError(f"No job {id!r} is kept here.")
-            yield mine[0][0]
-            for _, _, delivery in mine:
-                delivery.ack()
-
-    @contextmanager
-    def _taken_out(self) -> Iterator[list[tuple[Message, Mapping[str, Any], Any]]]:
-        """All that is kept, taken out of the queue and put back: a broker's queue cannot be looked into otherwise.
-
-        A process that dies inside leaves them to the broker, which puts them back (Redis after the visibility timeout).
-        """
-        found: list[tuple[Message, Any, Any]] = []
+    def _taken_out(self) -> Iterator[list[tuple[Message, Mapping[str, Any], Callable[[], object]]]]:
+        """Where the process dies inside, the broker puts them back, Redis after the visibility timeout."""
+        found: list[tuple[Message, Any, Callable[[], object]]] = []
         with self.channel() as channel:
             queue = Queue(KEPT)(channel)
             queue.declare()
@@ -237,7 +213,7 @@ class Broker:
                     deliveries.append(delivery)
                     with suppress(ValueError, TypeError, KeyError, AttributeError):  # somebody else's message
                         body: Any = delivery.payload
-                        found.append((_message_from(body), body, delivery))
+                        found.append((_message_from(body), body, delivery.ack))
                 yield found
             finally:
                 for delivery in deliveries:

@@ -18,8 +18,7 @@ from typing import Any, Final
 
 import dramatiq
 import pika
-from backgrounded import ConfigurationError
-from backgrounded.handler import Finding, Kept
+from backgrounded.handler import Finding, KeptQueue
 from dramatiq.common import q_name
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
@@ -43,7 +42,7 @@ class Unreachable(ConnectionError):
     """No connection came about: nothing was sent."""
 
 
-class Rabbit:
+class Rabbit(KeptQueue):
     """The RabbitMQ of a broker, over connections of our own. A connection is used by one thread at a time."""
 
     kind = "amqp"
@@ -150,32 +149,9 @@ class Rabbit:
         body = {"reason": reason, "code": code, **asdict(message)}
         self._publish([_Parcel(message.id, KEPT, json.dumps(body, default=repr).encode(), None)])
 
-    def kept(self) -> list[Kept]:
-        """The jobs that were set aside, oldest first; one for each id."""
-        with self._taken_out() as found:
-            kept = {
-                message.id: Kept(message.id, str(body.get("reason")), message.wire, message.name, str(body.get("code")))
-                for message, body, _ in found
-            }
-            return list(kept.values())
-
-    @contextmanager
-    def take(self, id: str) -> Iterator[Message]:
-        """The kept job of this id, which is kept no more if the block succeeds. Raises ConfigurationError."""
-        with self._taken_out() as found:
-            mine = [item for item in found if item[0].id == id]
-            if not mine:
-                raise ConfigurationError(f"No job {id!r} is kept here.")
-            yield mine[0][0]
-            for _, _, acknowledge in mine:
-                acknowledge()
-
     @contextmanager
     def _taken_out(self) -> Iterator[list[tuple[Message, dict[str, Any], Callable[[], None]]]]:
-        """All that is kept, taken out of the queue; what is not acknowledged RabbitMQ puts back at the end.
-
-        A queue cannot be looked into otherwise. The same happens if this process dies inside.
-        """
+        """What is not acknowledged RabbitMQ puts back when the connection ends."""
         found = []
         connection = pika.BlockingConnection(self._parameters())
         try:

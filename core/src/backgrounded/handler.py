@@ -21,7 +21,8 @@ import logging
 import math
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
@@ -198,6 +199,38 @@ class Kept:
     wire: Any = field(repr=False)
     name: str | None = None
     code: str = PerformError.code
+
+
+class KeptQueue:
+    """The jobs that were set aside in a queue of a broker that shows nothing: to look, all is taken out and put back.
+
+    For an adapter, which has `_taken_out`. A job may be there twice, if a worker died just after it had put it aside.
+    """
+
+    def _taken_out(self) -> AbstractContextManager[Sequence[tuple[Any, Mapping[str, Any], Callable[[], object]]]]:
+        """All of it, for a block, oldest first: a message with `id`, `wire` and `name`; the body it came in, with
+        `reason` and `code`; and what removes it. The rest is put back when the block ends, or the process."""
+        raise NotImplementedError
+
+    def kept(self) -> list[Kept]:
+        """The jobs that were set aside, oldest first; one for each id."""
+        with self._taken_out() as found:
+            kept = {
+                message.id: Kept(message.id, str(body.get("reason")), message.wire, message.name, str(body.get("code")))
+                for message, body, _ in found
+            }
+            return list(kept.values())
+
+    @contextmanager
+    def take(self, id: str) -> Iterator[Any]:
+        """The message of a kept job, which is kept no more if the block succeeds. Raises ConfigurationError."""
+        with self._taken_out() as found:
+            mine = [item for item in found if item[0].id == id]
+            if not mine:
+                raise ConfigurationError(f"No job {id!r} is kept here.")
+            yield mine[0][0]
+            for _, _, remove in mine:
+                remove()
 
 
 @dataclass(frozen=True)
