@@ -106,8 +106,8 @@ CHAOS = {  # which tests, and how many side by side: the embedded engine is meas
 @nox.session
 @nox.parametrize("engines", [nox.param(name, id=name) for name in CHAOS])
 def chaos(session: nox.Session, engines: str) -> None:
-    """Kill, freeze and skew workers and servers, fill the disk: what is lost? `-- --long` in full, with the slow ones,
-    `-- --seed N` once more, `-- --engine NAME` of one engine alone."""
+    """Kill, freeze and skew workers and servers, fill the disk: what is lost? `-- --long` in full, with what is marked
+    slow, `-- --seed N` once more, `-- --engine NAME` of one engine alone."""
     session.install(*ALL, *group("tests"))
     tests, beside = CHAOS[engines]
     size = ["-o", "faulthandler_timeout=5400"] if "--long" in session.posargs else ["-n", beside, "-m", "not slow"]

@@ -16,7 +16,12 @@ from runs import Report
 
 pytestmark = pytest.mark.chaos
 Note = Callable[[Report], Report]
-each_engine = pytest.mark.parametrize("engine", SERVED, indirect=True)
+PROMISES_NOTHING = "celery-redis"
+each_engine = pytest.mark.parametrize(
+    "engine",
+    [pytest.param(name, marks=pytest.mark.slow) if name == PROMISES_NOTHING else name for name in SERVED],
+    indirect=True,
+)
 LATEST = 3.0
 """Seconds after which a call has failed or returned: the 2.5 that are promised, and something for a machine that has
 other things to do. Where two timeouts come one after the other it takes four."""

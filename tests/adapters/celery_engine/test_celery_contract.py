@@ -33,6 +33,7 @@ class TestOurApp(CeleryContract):
     """An app made from a URL, and what `worker_command()` says."""
 
 
+@pytest.mark.slow
 class TestAppWithoutResults(CeleryContract):
     """An application's own app that never heard of us, and that has no result backend."""
 

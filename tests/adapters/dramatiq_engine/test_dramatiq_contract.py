@@ -31,6 +31,7 @@ class TestOurBroker(DramatiqContract):
     """A broker made from a URL, and what `worker_command()` says."""
 
 
+@pytest.mark.slow
 class TestBorrowedBroker(DramatiqContract):
     """An application's own broker on Redis, as its module makes it, with Dramatiq's defaults."""
 
@@ -74,6 +75,7 @@ class TestRabbitMQ(OnRabbit):
         return DramatiqHandler(url, store=redis_url, processes=1, threads=1)
 
 
+@pytest.mark.slow
 class TestRabbitMQAlone(OnRabbit):
     """The application's own broker on RabbitMQ, without a Redis: fewer features."""
 

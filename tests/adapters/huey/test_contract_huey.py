@@ -56,6 +56,7 @@ class TestSqliteUrl(UrlContract):
         return HueyHandler("sqlite:////nowhere/at/all/jobs.db")
 
 
+@pytest.mark.slow
 class TestRedisUrl(UrlContract):
     """On a server of Redis."""
 

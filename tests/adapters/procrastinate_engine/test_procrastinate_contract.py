@@ -16,6 +16,7 @@ class TestOurApp(ProcrastinateContract):
     """An app made from a URL, and what `worker_command()` says."""
 
 
+@pytest.mark.slow
 class TestApplicationsApp(ProcrastinateContract):
     """An application's own app that never heard of us, by its name."""
 
