@@ -163,7 +163,7 @@ def result_thrown_away(patch: Patch) -> None:
     spoil_ends(patch, lambda state, what: (state, None if state is State.SUCCEEDED else what))
 
 
-@TABLE.worker("test_the_key_is_held_between_two_tries")
+@TABLE.worker("test_a_key_until_the_start_is_free_while_the_job_runs")
 def unique_key_released_at_the_start(patch: Patch) -> None:
     rewrite(patch, "_BEGIN", "CASE WHEN unique_to_start THEN NULL ELSE unique_key END", "NULL")
 

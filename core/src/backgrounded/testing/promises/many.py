@@ -65,7 +65,7 @@ class Uniqueness(Frame):
     def test_the_key_is_held_between_two_tries(self, send: Send, oracle: Oracle) -> None:
         """K77"""
         key = uuid.uuid4().hex
-        job = send(unique=key, retry=Retry(1, wait=0.5)).fail(1)
+        job = send(unique=key, retry=Retry(1, wait=2)).fail(1)
         oracle.wait("fail")
         self.settle(send, oracle)
         accepted = self._is_accepted(lambda: send(unique=key).note())
