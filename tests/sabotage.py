@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Protocol, TypeAlias
 
-from backgrounded import Call
+from backgrounded import Call, NoResult
 from backgrounded.testing.probe import Probe
 
 SABOTAGE = "SABOTAGE"
@@ -94,6 +94,19 @@ def without(*options: str) -> Callable[[Call], Call]:
 
 def with_options(call: Call, **options: Any) -> Call:
     return replace(call, options=replace(call.options, **options))
+
+
+def lose_none(patch: Patch, owner: type) -> None:
+    """Take a result that is None for none at all."""
+    honest = owner.result  # type: ignore[attr-defined]
+
+    def result(self: Any, id: str, timeout: float | None) -> Any:
+        found = honest(self, id, timeout)
+        if found is None:
+            raise NoResult("nothing came back")
+        return found
+
+    patch.setattr(owner, "result", result)
 
 
 def without_timeout(call: Call) -> Call:

@@ -523,7 +523,7 @@ def a_job_kills_its_process(engine: Engine, folder: Path, seed: int, *, jobs: in
             run.call(f"j{number}")
         run.settle()
         states: dict[str, str] = {}
-        for _ in looks(READY):
+        for _ in run.oracle.looks(READY):
             states = {id: str(job.state) for id, job in poison.items()}
             if set(states.values()) == {"kept"}:
                 break

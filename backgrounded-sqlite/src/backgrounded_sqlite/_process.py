@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import backgrounded
+from backgrounded.alarm import INSIST, LONGEST, SHORTEST
 from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_record
 
 from ._alive import Locks
@@ -37,13 +38,8 @@ CLEAN: Final = 30.0
 TROUBLE: Final = 0.25
 """Seconds until a file that could not be used is tried again."""
 PATIENCE: Final = 5.0
-SHORTEST: Final = 0.001
-LONGEST: Final = 10.0**8
-"""Bounds of a time limit in seconds, for the kernel's timer: it takes what is shorter for none at all."""
 SOON: Final = 0.001
 """Seconds until a method is told that was in the middle of a transaction of ours."""
-INSIST: Final = 5.0
-"""Seconds after which a method that has swallowed its time limit is told again."""
 LAST_RESORT: Final = 10.0
 """Seconds after its time limit at which a method that no signal reaches, inside of C code, ends with its process."""
 SAY_AGAIN: Final = 10.0

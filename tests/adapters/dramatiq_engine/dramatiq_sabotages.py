@@ -9,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from backgrounded import NoResult
 from backgrounded.handler import Again, State
 from backgrounded.records import Records
 from backgrounded_dramatiq import DramatiqHandler, _handler, _run
 from backgrounded_dramatiq._broker import Broker
 from backgrounded_dramatiq._message import Message
 
-from sabotage import Patch, Sabotages, spend_less, with_options
+from sabotage import Patch, Sabotages, lose_none, spend_less, with_options
 
 TABLE = Sabotages()
 
@@ -74,15 +73,7 @@ def message_has_an_id_of_its_own(patch: Patch) -> None:
 
 @TABLE.caller("test_the_result_is_the_method_s_value_and_none_is_one")
 def none_is_no_result(patch: Patch) -> None:
-    honest = Records.result
-
-    def result(self: Records, id: str, timeout: float | None) -> Any:
-        found = honest(self, id, timeout)
-        if found is None:
-            raise NoResult("nothing came back")
-        return found
-
-    patch.setattr(Records, "result", result)
+    lose_none(patch, Records)
 
 
 @TABLE.caller("test_the_state_follows_the_job", within=3)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from backgrounded import Call, NoResult
+from backgrounded import Call
 from backgrounded.handler import State
 from backgrounded_procrastinate import ProcrastinateHandler, _handler, _line, _store
 from backgrounded_procrastinate._store import Store
 
-from sabotage import Patch, Sabotages, spoil_calls, without
+from sabotage import Patch, Sabotages, lose_none, spoil_calls, without
 
 TABLE = Sabotages()
 
@@ -73,15 +73,7 @@ def cancel_lies(patch: Patch) -> None:
 
 @TABLE.caller("test_the_result_is_the_method_s_value_and_none_is_one")
 def none_is_no_result(patch: Patch) -> None:
-    honest = ProcrastinateHandler.result
-
-    def result(self: ProcrastinateHandler, id: str, timeout: float | None) -> Any:
-        found = honest(self, id, timeout)
-        if found is None:
-            raise NoResult("nothing came back")
-        return found
-
-    patch.setattr(ProcrastinateHandler, "result", result)
+    lose_none(patch, ProcrastinateHandler)
 
 
 @TABLE.caller("test_the_state_follows_the_job", within=3)
