@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import Final
 
 LONGEST_WAIT: Final = 5.0
@@ -70,12 +71,13 @@ class Gate:
 
 
 class Connection(sqlite3.Connection):
-    """A connection that is closed at a fork, and when nobody has it any more."""
+    """A connection to a file that is there. It is closed at a fork, and when nobody has it any more."""
 
     is_open = False
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path, timeout=0, isolation_level=None, check_same_thread=False)
+    def __init__(self, path: Path) -> None:
+        place = f"{path.as_uri()}?mode=rw"  # SQLite would make a file that is gone, for everybody to read
+        super().__init__(place, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         self.text_factory = _as_text
         self.is_open = True
         _connections.add(self)

@@ -9,10 +9,11 @@ import os
 import random
 import sqlite3
 import stat
+import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote, unquote
@@ -20,6 +21,9 @@ from urllib.parse import quote, unquote
 from backgrounded import ConfigurationError
 
 from ._connection import Connection, Hold, gate
+
+if sys.platform != "win32":
+    import fcntl
 
 T = TypeVar("T")
 
@@ -59,7 +63,8 @@ CREATE TABLE workers (id INTEGER PRIMARY KEY, pid INTEGER NOT NULL, queues TEXT 
 """
 _SMALLEST_JOURNAL: Final = 16 * 1024 * 1024
 _PRIVATE: Final = 0o600
-_COMPANIONS: Final = ("-wal", "-shm", "-journal", "-workers")
+_SQLITES: Final = ("-wal", "-shm", "-journal")
+_COMPANIONS: Final = (*_SQLITES, "-workers")
 _opening = threading.Lock()
 
 
@@ -140,6 +145,7 @@ class File:
     def _patiently(self, step: Callable[[sqlite3.Connection], T]) -> T:
         """Do it on the connection of this thread; while others are in the way, try again. Inside the gate afterwards.
 
+        Also where the file has been taken away under the connection: the next try is made on a new one.
         SQLite's own way of waiting sleeps longer with each try, and so the unlucky starve where many write: we ask
         again every millisecond.
         """
@@ -149,7 +155,7 @@ class File:
             try:
                 return step(self._connection())
             except sqlite3.OperationalError as error:
-                if not is_busy(error) or time.monotonic() > end:
+                if not (is_busy(error) or identity(self.path) is None) or time.monotonic() > end:
                     raise
             gate.leave()
             time.sleep(random.uniform(0.0002, 0.001))
@@ -180,7 +186,7 @@ class File:
         with _opening:
             path = _checked(self.path)
             self._local.identity = identity(path)
-            connection = Connection(str(path))
+            connection = Connection(path)
             try:
                 self._prepare(connection)
             except sqlite3.DatabaseError as error:
@@ -206,8 +212,13 @@ class File:
             self._create(connection)
 
     def _check_ours(self, connection: sqlite3.Connection) -> None:
-        version, mark = _version(connection), connection.execute("PRAGMA application_id").fetchone()[0]
-        if mark == 0 and version == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        connection.execute("BEGIN")  # one look: between two, another process may have made the tables
+        try:
+            version, mark = _version(connection), connection.execute("PRAGMA application_id").fetchone()[0]
+            is_empty = not connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        finally:
+            connection.rollback()
+        if mark == 0 and version == 0 and is_empty:
             return
         if mark != APPLICATION:
             raise ConfigurationError(f"sqlite: {self.path} holds something else: give the queue a file of its own.")
@@ -257,21 +268,47 @@ def _checked(path: Path) -> Path:
     real = path.resolve()
     for suffix in _COMPANIONS:
         _refuse_foreign(real.with_name(real.name + suffix))
+    if identity(real) is None:
+        _make(real)
     try:
-        os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), _PRIVATE))
-    except FileExistsError:
-        try:
-            found = real.stat()
-        except FileNotFoundError:  # it has gone in between
-            return _checked(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise ConfigurationError(f"sqlite: {path} is no file.") from None
-        if found.st_mode & stat.S_IWOTH:
-            raise ConfigurationError(
-                f"sqlite: everybody may write to {path}: chmod o-w, or they call your code."
-            ) from None
-        _refuse_foreign(real)
+        found = real.stat()
+    except FileNotFoundError:  # it has gone in between
+        return _checked(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigurationError(f"sqlite: {path} is no file.")
+    if found.st_mode & stat.S_IWOTH:
+        raise ConfigurationError(f"sqlite: everybody may write to {path}: chmod o-w, or they call your code.")
+    _refuse_foreign(real)
     return real
+
+
+def _make(path: Path) -> None:
+    """Make the file, alone: what lies beside it belongs to one that is gone.
+
+    A process that has not noticed yet still holds the shared memory of that one. Whoever joined it would look into one
+    journal by the index of another. As only one process at a time does this, it takes away nothing that is in use.
+    """
+    with _alone_in(path.parent):
+        if identity(path) is None:
+            for suffix in _SQLITES:
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), _PRIVATE))
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """While no other process makes a queue in this directory. Raises an error that `is_busy` where one does."""
+    if sys.platform == "win32":  # where no worker has a file open
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise sqlite3.OperationalError("database is locked") from error
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
@@ -18,6 +19,9 @@ import pytest
 from backgrounded import ConfigurationError, EnqueueError
 from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
+from backgrounded_sqlite._connection import Connection
+from backgrounded_sqlite._file import File, is_busy
+from backgrounded_sqlite._store import Store
 from sqlite_contract import query
 from sqlitetools import NOBODY, Workers, elsewhere, is_sound
 
@@ -328,6 +332,11 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+def remove_it_alone(path: Path) -> None:
+    """`rm jobs.db`, which leaves beside it what the worker still has in use."""
+    path.unlink()
+
+
 def replace_by_another_queue(path: Path) -> None:
     other = SQLiteHandler(f"sqlite:///{path.with_name('other.db')}")
     other.state("0" * 32)
@@ -338,7 +347,12 @@ def replace_by_another_queue(path: Path) -> None:
     other.path.replace(path)
 
 
-@pytest.mark.parametrize("change", [remove, replace_by_another_queue], ids=lambda change: change.__name__)
+CHANGES = pytest.mark.parametrize(
+    "change", [remove, remove_it_alone, replace_by_another_queue], ids=lambda change: change.__name__
+)
+
+
+@CHANGES
 def test_calls_go_to_the_file_that_is_there(
     handler: SQLiteHandler, probe: Probe, change: Callable[[Path], None]
 ) -> None:
@@ -349,6 +363,79 @@ def test_calls_go_to_the_file_that_is_there(
     assert (first.state, second.state) == ("unknown", "queued")
     assert query(handler.path, "SELECT id FROM jobs") == [(second.id,)]
     assert is_sound(handler.path)
+
+
+def test_processes_that_make_the_file_at_the_same_time_have_one_queue(tmp_path: Path) -> None:
+    """A worker of two processes and the first caller, all new: nobody's half-made file is a stranger's."""
+    files = 400
+    assert elsewhere(MAKE_THEM, str(tmp_path), str(files)) == ""
+    for number in range(files):
+        assert len(query(tmp_path / f"{number}.db", "SELECT id FROM jobs")) == 4
+
+
+MAKE_THEM = """
+import multiprocessing, sys
+import backgrounded
+from backgrounded.testing.probe import Probe
+from backgrounded_sqlite import SQLiteHandler
+
+context = multiprocessing.get_context("fork")
+together = context.Barrier(4)
+
+def make(folder, files):
+    for number in range(files):
+        backgrounded.configure(SQLiteHandler, url=f"sqlite:///{folder}/{number}.db")
+        together.wait(30)
+        Probe("/nowhere").backgrounded.note()
+
+makers = [context.Process(target=make, args=(sys.argv[1], int(sys.argv[2]))) for _ in range(4)]
+for maker in makers:
+    maker.start()
+for maker in makers:
+    maker.join()
+sys.exit(any(maker.exitcode for maker in makers))
+"""
+
+
+@contextlib.contextmanager
+def a_queue_being_made_in(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def test_a_queue_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    """Or one would take away what another has just put beside its file. As everywhere, one waits for the other."""
+    file = File(tmp_path / "jobs.db", patience=0, durable=False)
+    with a_queue_being_made_in(tmp_path):
+        with pytest.raises(sqlite3.OperationalError) as raised:
+            Store(file).waiting()
+        assert is_busy(raised.value)
+        assert list(tmp_path.iterdir()) == []
+    assert Store(file).waiting() == {}
+
+
+def test_a_file_that_goes_in_the_moment_of_opening_is_not_made_by_sqlite(tmp_path: Path) -> None:
+    """It would be for everybody to read."""
+    with pytest.raises(sqlite3.OperationalError):
+        Connection(tmp_path / "jobs.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_since_the_file_has_gone_is_tried_with_the_next_one(handler: SQLiteHandler, probe: Probe) -> None:
+    probe.backgrounded.note()
+
+    def count(connection: sqlite3.Connection) -> int:
+        found: int = connection.execute("SELECT count(*) FROM jobs").fetchone()[0]
+        if found:
+            remove(handler.path)
+            raise sqlite3.OperationalError("disk I/O error")
+        return found
+
+    assert handler._store.file.read(count) == 0
 
 
 def test_a_companion_of_the_file_may_go_while_it_is_looked_at(handler: SQLiteHandler) -> None:
@@ -374,7 +461,7 @@ def test_a_companion_of_the_file_may_go_while_it_is_looked_at(handler: SQLiteHan
 
 
 @pytest.mark.worker
-@pytest.mark.parametrize("change", [remove, replace_by_another_queue], ids=lambda change: change.__name__)
+@CHANGES
 def test_a_worker_serves_the_file_that_is_there(
     handler: SQLiteHandler, workers: Workers, probe: Probe, change: Callable[[Path], None]
 ) -> None:

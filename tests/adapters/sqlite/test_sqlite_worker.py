@@ -117,7 +117,7 @@ def test_a_worker_serves_the_queue_called_default_if_nobody_says_which(
         (["--processes", "0"], "processes: must be"),
         (["--grace", "-1"], "grace: must be"),
         (["--url", "sqlite:////dev/null"], "is no file"),
-        (["--url", "sqlite:////nowhere/jobs.db"], "/nowhere/jobs.db"),
+        (["--url", "sqlite:////nowhere/jobs.db"], "No such file or directory: '/nowhere'"),
     ],
     ids=["url", "processes", "grace", "no-file", "no-directory"],
 )
