@@ -55,7 +55,7 @@ def on_postgresql(scheme: str, folder: Path) -> Iterator[dict[str, str]]:
 @contextmanager
 def dramatiq_on_rabbitmq(_: str, folder: Path) -> Iterator[dict[str, str]]:
     with rabbitmq() as node, redis_server() as results:
-        yield {"BACKGROUNDED_URL": f"dramatiq+{node.url.removesuffix('//')}?store={results}"}
+        yield {"BACKGROUNDED_URL": f"dramatiq+{node.url}?store={results}"}
 
 
 ENGINES = {

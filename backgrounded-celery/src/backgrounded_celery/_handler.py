@@ -58,12 +58,13 @@ class CeleryHandler:
     """Hands calls to Celery.
 
     `app` is the application's Celery app, or its name as `celery -A` takes it, such as "shop.celery:app": a name is
-    looked up at the first use. `url` makes an app of its own on a Redis, "redis://localhost:6379/0", or is such a name.
+    looked up at the first use. `url` makes an app of its own, on "redis://localhost:6379/0" or on
+    "amqp://user:password@localhost:5672/shop", or is such a name.
 
-    An app made here has its results in the same Redis, or in `result_backend`, and hands a job of a dead worker over
-    again after `visibility_timeout` seconds (3600); both may stand in the URL, after a `?`. `queue` is the default
-    queue: of a borrowed app its own one, else "default". `enqueue_timeout` (2) bounds how many seconds the broker and
-    the result backend have for each answer.
+    An app made here has its results in `result_backend`, "redis://localhost:6379/1", which on Redis is the broker if
+    nothing is said. There a job of a dead worker is handed over again after `visibility_timeout` seconds (3600). Both
+    may stand in the URL, after a `?`. `queue` is the default queue: of a borrowed app its own one, else "default".
+    `enqueue_timeout` (2) bounds how many seconds the broker and the result backend have for each answer.
 
     Raises ConfigurationError for what cannot work; nothing is connected before the first use.
     """

@@ -23,6 +23,9 @@ VISIBILITY: Final = 3_600.0
 SWEEP: Final = 10
 """Seconds from one look of a worker for such messages to the next, on an app of our own. Before kombu 5.7 it is 100."""
 
+PRIORITIES: Final = 9
+"""The highest priority that a queue of RabbitMQ has to be declared with, for all of ours."""
+
 ALWAYS: Final = frozenset(
     {
         Feature.QUEUES,
@@ -57,7 +60,7 @@ def features_of(broker: Broker) -> frozenset[Feature]:
 def _has_priorities(broker: Broker) -> bool:
     """On RabbitMQ only queues that were declared with a highest priority have any, and none can be changed."""
     return broker.transport == "redis" or (
-        broker.transport == "amqp" and (broker.app.conf.task_queue_max_priority or 0) >= 9
+        broker.transport == "amqp" and (broker.app.conf.task_queue_max_priority or 0) >= PRIORITIES
     )
 
 
@@ -87,9 +90,10 @@ class Place:
     @classmethod
     def of(cls, url: str, **given: Any) -> Place:
         """What a URL says, such as redis://host/0?visibility_timeout=600, and what is given beside it."""
-        if not url.startswith(("redis://", "rediss://")):
+        if not url.startswith(("redis://", "rediss://", "amqp://", "amqps://")):
             raise ConfigurationError(
-                f"celery: url must be redis://host:port/db, got the scheme {url.partition(':')[0]!r}. "
+                "celery: url must be redis://host:port/db or amqp://user:password@host:port/vhost, got the scheme "
+                f"{url.partition(':')[0]!r}. "
                 "For any other broker give an app that you configured: app='shop.celery:app'."
             )
         broker, _, query = url.partition("?")
@@ -98,6 +102,8 @@ class Place:
         words = ours | {word: value for word, value in given.items() if value is not None}
         if "visibility_timeout" in words:
             words["visibility_timeout"] = _check_visibility(words["visibility_timeout"])
+            if not url.startswith("redis"):
+                raise ConfigurationError("celery: visibility_timeout is for Redis: RabbitMQ notices at once.")
         return cls(broker + (f"?{urlencode(said)}" if said else ""), **words)
 
     @property
@@ -108,21 +114,26 @@ class Place:
 
     def app(self) -> Celery:
         """An app with the settings that make the promises true."""
-        backend = self.result_backend or self.broker
+        on_redis = self.broker.startswith("redis")
+        backend = self.result_backend or (self.broker if on_redis else None)
         app = Celery("backgrounded", broker=self.broker, backend=backend, set_as_current=False)
         app.conf.update(
             accept_content=["json"],
             broker_connection_retry_on_startup=True,
-            broker_transport_options={
-                "visibility_timeout": self.visibility_timeout or VISIBILITY,
-                "unacked_restore_interval": SWEEP,
-                "unacked_restore_throttle": 1,
-            },
             result_serializer="json",
             task_default_queue=self.queue,
             task_serializer="json",
             worker_prefetch_multiplier=1,
         )
+        if on_redis:
+            app.conf.broker_transport_options = {
+                "visibility_timeout": self.visibility_timeout or VISIBILITY,
+                "unacked_restore_interval": SWEEP,
+                "unacked_restore_throttle": 1,
+            }
+        else:
+            app.conf.broker_transport_options = {"confirm_publish": True}
+            app.conf.task_queue_max_priority = PRIORITIES
         return app
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import dramatiq
 import dramatiq.broker
@@ -130,7 +130,10 @@ class Place:
     def _rabbit(self) -> dramatiq.Broker:
         from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
-        return RabbitmqBroker(url=self.broker, confirm_delivery=True, max_priority=PRIORITIES)
+        url = urlsplit(self.broker)
+        if url.path == "//":  # Celery's word for the virtual host "/", which pika takes for one without a name
+            url = url._replace(path="")
+        return RabbitmqBroker(url=url.geturl(), confirm_delivery=True, max_priority=PRIORITIES)
 
 
 _IN_URL: Final = ("store", "heartbeat_timeout", "queue")

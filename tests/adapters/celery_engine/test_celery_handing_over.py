@@ -250,12 +250,13 @@ def test_the_guarantees_are_lowered_by_what_an_app_sets(settings, delivery):
     ("settings", "reason"),
     [
         ({"url": "redis://h/0", "app": "shop.celery:app"}, "one of url and app"),
-        ({"url": "amqp://h//"}, "scheme 'amqp'"),
         ({"queue": ""}, "queue: must be a name"),
         ({"app": 7}, "app must be a Celery app"),
         ({"app": "shop.celery:app", "visibility_timeout": 5}, "set result_backend and visibility_timeout in the app"),
         ({"visibility_timeout": 0}, "visibility_timeout: must be seconds"),
         ({"url": "redis://h/0?visibility_timeout=x"}, "visibility_timeout: must be seconds"),
+        ({"url": "amqp://h//", "visibility_timeout": 5}, "visibility_timeout is for Redis"),
+        ({"url": "sqs://h"}, "scheme 'sqs'"),
         ({"enqueue_timeout": True}, "enqueue_timeout: must be seconds"),
     ],
 )

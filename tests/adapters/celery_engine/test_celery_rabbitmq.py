@@ -55,6 +55,23 @@ def test_a_job_of_a_killed_worker_runs_again_at_once(handler, node, start_worker
     assert handler.guarantees.delivery == "at-least-once"
 
 
+def test_a_url_of_rabbitmq_makes_an_app_with_confirms_and_priorities_and_results_where_it_says(
+    node, shop_url, oracle, tmp_path
+):
+    shop = {"BACKGROUNDED_APP": "celeryshop.jobs", "PYTHONPATH": str(HERE)}
+    with backgrounded.using("celery", url=f"{node.url}?result_backend={shop_url}", queue="ours") as handler:
+        jobs = [Item(oracle).backgrounded(priority=number).give(number) for number in (0, 9, 4)]
+        with celery_worker(handler, ["ours"], tmp_path / "log", **shop):
+            assert [job.result(30) for job in jobs] == [0, 9, 4]
+        assert [event.job_id for event in events(oracle, "start")] == [jobs[1].id, jobs[2].id, jobs[0].id]
+        assert handler.guarantees.delivery == "at-least-once"
+        assert handler.priority_levels == 10
+        assert handler.app.conf.broker_transport_options == {"confirm_publish": True}
+        handler.close()
+    with backgrounded.using("celery", url=node.url) as handler, pytest.raises(UnsupportedOption):
+        Item(oracle).backgrounded(unique="results are nowhere").give(1)
+
+
 def test_two_workers_of_the_command_work_on_one_machine(node, oracle, monkeypatch, tmp_path):
     """RabbitMQ gives the control queue of a worker to the first of its name only (Kombu 5.7), and a second one ends."""
     monkeypatch.setenv("CELERYSHOP_BROKER", node.url)
