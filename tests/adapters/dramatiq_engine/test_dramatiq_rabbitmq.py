@@ -224,7 +224,8 @@ def test_a_worker_that_fetches_too_much_for_priorities_says_so(handler, work):
     with work("eager") as worker:
         eventually(lambda: "Priorities need dramatiq_queue_prefetch=1" in worker.log)
     with work("patient", dramatiq_queue_prefetch="1") as worker:
-        assert "Priorities need" not in worker.log
+        pass
+    assert "Priorities need" not in worker.log
 
 
 def test_an_error_shows_no_password_and_no_argument(url):

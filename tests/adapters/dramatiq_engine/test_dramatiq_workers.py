@@ -123,7 +123,7 @@ def test_no_setting_of_the_broker_changes_how_often_or_how_long_our_jobs_run(sho
         with pytest.raises(JobFailed, match="no luck"):
             bad.result(timeout=60)
         assert Item(oracle).backgrounded(queue="strict").give(1).result(timeout=60) == 1
-        assert "Retrying message" not in worker.log
+    assert "Retrying message" not in worker.log
     with redis.Redis.from_url(shop_url) as store:
         others = [key for key in store.scan_iter() if not key.startswith((b"shop:", b"backgrounded:"))]
     assert others == [], "Dramatiq has stored a result of ours"
@@ -168,7 +168,9 @@ def test_a_long_delay_is_carried_in_hops_and_runs_once_and_on_time(handler, shop
     assert job.result(timeout=60) == 1
     (start,) = starts(oracle, job.id)
     assert 12 <= start.at - called < 25
-    assert shop_worker.log.count(f"Received message dramatiqshop.jobs.Item.give() with id '{job.id}'") == 2
+    # Dramatiq's first process writes down what the others said, a moment later.
+    received = f"Received message dramatiqshop.jobs.Item.give() with id '{job.id}'"
+    eventually(lambda: shop_worker.log.count(received) == 2)
 
 
 # -- deaths
