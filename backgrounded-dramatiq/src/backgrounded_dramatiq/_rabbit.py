@@ -22,7 +22,7 @@ from backgrounded.handler import Finding, KeptQueue
 from dramatiq.common import q_name
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import AMQPError
 from pika.spec import Basic
 
 from ._message import PRIORITY, Message
@@ -35,7 +35,6 @@ IDLE: Final = 30.0
 """Seconds after which an unused connection is replaced: something between here and there may have dropped it."""
 GRACE: Final = 0.4
 """Seconds in which pika has closed the socket of a connection that is given up."""
-_MISSING: Final = 404
 
 
 class Unreachable(ConnectionError):
@@ -100,7 +99,7 @@ class Rabbit(KeptQueue):
         for queue in sorted(queues):
             # Dramatiq's method has no public name; brokers with queues of another kind override it.
             arguments = {} if queue == KEPT else self.broker._build_queue_arguments(q_name(queue))
-            link.ensure(queue, arguments, deadline)
+            link.declare(queue, arguments, deadline)
             self._known.add(queue)
 
     @contextmanager
@@ -237,21 +236,13 @@ class _Link:
         """Those that RabbitMQ has confirmed and not given back, which it does before it confirms."""
         return [parcel.id for parcel in self._taken if parcel.id not in self._returned]
 
-    def ensure(self, queue: str, arguments: dict[str, Any], deadline: float) -> None:
-        """Make a queue, if there is none of this name: one that is there stays as it is, whatever it was made with."""
-        try:
-            self._declare(queue, deadline, passive=True)
-        except ChannelClosedByBroker as error:
-            if error.reply_code != _MISSING:
-                raise
-            self._lost, self._is_ready = None, False
-            self._open_channel()
-            self._await(lambda: self._is_ready, deadline)
-            self._declare(queue, deadline, durable=True, arguments=arguments)
+    def declare(self, queue: str, arguments: dict[str, Any], deadline: float) -> None:
+        """Make a queue as a worker would, if there is none of this name.
 
-    def _declare(self, queue: str, deadline: float, **how: Any) -> None:
+        Raises ChannelClosedByBroker where one was made with other arguments: no worker of Dramatiq's consumes it.
+        """
         answers: list[Any] = []
-        self._channel.queue_declare(queue, callback=self._answering(answers.append), **how)
+        self._channel.queue_declare(queue, durable=True, arguments=arguments, callback=self._answering(answers.append))
         self._await(lambda: bool(answers), deadline)
 
     def is_alive(self) -> bool:

@@ -114,10 +114,15 @@ def test_a_batch_is_confirmed_together(handler, url):
         channel.queue_purge("batch")
 
 
+def limit_queues(broker: RabbitmqBroker, monkeypatch: pytest.MonkeyPatch, messages: int) -> None:
+    """Let the broker declare queues that take so many messages and refuse the others."""
+    theirs = broker._build_queue_arguments
+    limit = {"x-max-length": messages, "x-overflow": "reject-publish"}
+    monkeypatch.setattr(broker, "_build_queue_arguments", lambda name: {**theirs(name), **limit})
+
+
 def test_a_batch_that_stops_half_way_says_what_became_of_each(handler, url, monkeypatch):
-    """A queue that takes two messages and refuses the others."""
-    with channel_of(url) as channel:
-        channel.queue_declare("short", durable=True, arguments={"x-max-length": 2, "x-overflow": "reject-publish"})
+    limit_queues(handler.broker.dramatiq, monkeypatch, messages=2)
     with pytest.raises(BatchError) as failed, backgrounded.batch() as jobs:  # noqa: PT012 # raises at its exit
         for number in range(5):
             Item("x").backgrounded(queue="short").give(number)
@@ -128,14 +133,22 @@ def test_a_batch_that_stops_half_way_says_what_became_of_each(handler, url, monk
     assert sorted(job.state for job in jobs) == ["queued"] * 2 + ["unsent"] * 3
 
 
-def test_a_queue_that_is_there_stays_as_it_is_and_one_that_was_deleted_is_made_again(handler, url):
+def test_a_queue_that_no_worker_of_dramatiqs_consumes_is_refused(handler, url):
+    """One of Celery's on the same RabbitMQ, say: its worker would drop the message that it does not know."""
     with channel_of(url) as channel:
-        channel.queue_declare("old", durable=True, arguments={"x-max-length": 1_000})
-        Item("x").backgrounded(queue="old").give(1)
+        channel.queue_declare("celery", durable=True)
+        with pytest.raises(EnqueueError, match=r"PRECONDITION_FAILED.*for queue 'celery'") as failed:
+            Item("x").backgrounded(queue="celery").give(1)
+        assert failed.value.uncertain is False
+        assert count_in(url, "celery") == 0
+
+
+def test_a_queue_that_was_deleted_is_made_again(handler, url):
+    with channel_of(url) as channel:
         Item("x").backgrounded(queue="new").give(1)
         channel.queue_delete("new")
         Item("x").backgrounded(queue="new").give(2)
-        assert count_in(url, "old") == count_in(url, "new") == 1
+        assert count_in(url, "new") == 1
         # With what Dramatiq declares it, or its workers could not.
         broker = RabbitmqBroker(url=url, max_priority=9)
         broker.declare_queue("new", ensure=True)
@@ -207,11 +220,10 @@ def test_a_message_that_nobody_can_read_does_not_end_the_worker(handler, work, u
         assert worker.process.poll() is None
 
 
-def test_a_broker_of_the_applications_sends_with_confirms_though_it_has_none_itself(url, shop_url):
+def test_a_broker_of_the_applications_sends_with_confirms_though_it_has_none_itself(url, shop_url, monkeypatch):
     broker = RabbitmqBroker(url=url)
+    limit_queues(broker, monkeypatch, messages=1)
     with backgrounded.using("dramatiq", broker=broker, store=shop_url) as borrowed:
-        with channel_of(url) as channel:
-            channel.queue_declare("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
         Item("x").backgrounded(queue="full").give(1)
         with pytest.raises(EnqueueError, match="refused") as failed:
             Item("x").backgrounded(queue="full").give(2)
