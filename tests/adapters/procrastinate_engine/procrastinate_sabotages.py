@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import procrastinate
 from backgrounded import Call
 from backgrounded.handler import State
 from backgrounded_procrastinate import ProcrastinateHandler, _handler, _line, _store
@@ -138,6 +139,12 @@ def wait_before_a_retry_ignored(patch: Patch) -> None:
     patch.setattr(
         _line, "Later", type("Later", (honest,), {"__init__": lambda self, seconds: honest.__init__(self, 0)})
     )
+
+
+@TABLE.worker("test_a_retry_is_as_urgent_as_its_job")
+def priority_forgotten_in_a_retry(patch: Patch) -> None:
+    honest = procrastinate.RetryDecision
+    patch.setattr(procrastinate, "RetryDecision", lambda **words: honest(**words, priority=0))
 
 
 @TABLE.worker("test_an_expired_job_does_not_run")

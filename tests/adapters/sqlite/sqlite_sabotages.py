@@ -51,6 +51,12 @@ def id_not_kept(patch: Patch) -> None:
     spoil_calls(patch, SQLiteHandler, lambda call: replace(call, id=call.id[::-1]))
 
 
+@TABLE.caller("test_a_batch_is_sent_at_its_exit")
+def ids_of_a_batch_reversed(patch: Patch) -> None:
+    honest = SQLiteHandler.enqueue_many
+    patch.setattr(SQLiteHandler, "enqueue_many", lambda self, calls: honest(self, calls)[::-1])
+
+
 @TABLE.caller("test_a_job_that_was_cancelled_never_runs")
 def cancel_lies(patch: Patch) -> None:
     patch.setattr(SQLiteHandler, "cancel", lambda self, id: self.state(id) is State.QUEUED)

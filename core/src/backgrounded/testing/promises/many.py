@@ -144,7 +144,10 @@ class Batches(Frame):
         self.settle(send, oracle)
         assert oracle.given("note") == [given(1), given(2)]
         ran = [event.job_id for event in oracle.events() if event.what in ("note", "who")]
-        assert ran == [job.id for job in jobs]
+        ids = [job.id for job in jobs]
+        assert ran == ids
+        told = [job.engine_id for job in jobs]
+        assert told == ids or not set(told) & set(ids), "the engine's id of a call in a batch is that of another one"
         for job in jobs:
             self.ends(job, State.SUCCEEDED)
 

@@ -180,6 +180,17 @@ class Priorities(Frame):
         oracle.wait("note", 8)
         assert oracle.given("note") == [given(number) for number in (5, 6, 7, 0, 1, 2, 3, 4)]
 
+    @needs(Feature.PRIORITY, Feature.RETRY, worker=True, priority=8, retry=2)
+    def test_a_retry_is_as_urgent_as_its_job(self, handler: Any, send: Send, oracle: Oracle, tmp_path: Path) -> None:
+        """K143"""
+        with self.holding(send, oracle, tmp_path):
+            for number in range(3):
+                send().note(number)
+            send(priority=self._levels(handler)[0], retry=2).fail(2)
+        oracle.wait("note", 3)
+        runs = [event.what for event in oracle.events() if event.what in ("fail", "note")]
+        assert runs == ["fail"] * 3 + ["note"] * 3
+
     def test_priority_5_is_never_refused(self, send: Send, oracle: Oracle) -> None:
         """K112"""
         send(priority=5).note()
