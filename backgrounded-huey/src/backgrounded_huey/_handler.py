@@ -277,21 +277,27 @@ class HueyHandler:
         for line in self._searched():
             for id, record in line.ledger.kept():
                 words = _words(record)
-                reason, code = str(record.get("reason")), str(record.get("code"))
+                reason, code = str(record.get("reason") or ""), str(record.get("code") or "")
                 yield Kept(id, reason, words.get("wire"), words.get("name"), code)
 
     def replay(self, id: str) -> None:
+        """Put a kept job back into its queue, as if it were called now. After an EnqueueError it is still kept."""
         line, record = self._kept_at(id)
-        line.ledger.expect(id, 1, None)
-        line.send(id, _words(record), None, record.get("priority"))
+        try:
+            line.ledger.expect_again(id, record)
+            line.send(id, _words(record), None, record.get("priority"))
+            line.ledger.is_waiting(id)
+        except Exception as error:  # as in `enqueue`
+            uncertain = not isinstance(error, sqlite3.Error)
+            raise EnqueueError(f"Huey could not take job {id} again: {error!r}", uncertain=uncertain) from error
 
     def forget(self, id: str) -> None:
         self._kept_at(id)[0].ledger.forget(id)
 
     def _kept_at(self, id: str) -> tuple[Line, Mapping[str, Any]]:
         for line in self._searched():
-            state, record = line.ledger.look(id)
-            if state is State.KEPT:
+            record = line.ledger.kept_record(id)
+            if record:
                 return (line if self._place is None else self._line(str(record.get("queue")))), record
         raise ConfigurationError(f"No job {id!r} is kept here.")
 

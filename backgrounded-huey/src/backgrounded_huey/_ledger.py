@@ -22,6 +22,7 @@ REMEMBERED: Final = 10_000
 _JOB: Final = "backgrounded.job:"
 _RUN: Final = "backgrounded.run:"
 _ENDED: Final = "backgrounded.ended"
+_REPLAYED: Final = "backgrounded.replayed:"
 _WAITING: Final = "waiting"
 _STARTED: Final = b"started"
 _CANCELLED: Final = b"cancelled"
@@ -43,6 +44,15 @@ class Ledger:
         self._write(id, {"state": _WAITING, "attempt": attempt, "due": due})
         if attempt > 1:
             self._store.delete_data(_mark(id, attempt - 1))
+
+    def expect_again(self, id: str, record: Mapping[str, Any]) -> None:
+        """A kept job, of this record, is going to wait. Until `is_waiting` says that it does, it counts as kept: what
+        dies or fails in between loses nothing."""
+        self._store.put_data(_REPLAYED + id, _json(record))
+        self.expect(id, 1, None)
+
+    def is_waiting(self, id: str) -> None:
+        self._store.delete_data(_REPLAYED + id)
 
     def start(self, id: str, attempt: int) -> bool:
         """Whether this attempt may run: not if the job was cancelled in the meantime."""
@@ -79,7 +89,8 @@ class Ledger:
                 self._store.delete_data(oldest)  # the error that Huey itself keeps until somebody reads it
 
     def forget(self, id: str) -> None:
-        self._store.delete_data(_JOB + id)
+        for kind in (_JOB, _REPLAYED):
+            self._store.delete_data(kind + id)
 
     # -- asked
 
@@ -95,14 +106,19 @@ class Ledger:
             if self._read(id) == record:  # else it started and ended between the two looks
                 return (State.SCHEDULED if (record.get("due") or 0) > time.time() else State.QUEUED), record
 
+    def kept_record(self, id: str) -> Mapping[str, Any]:
+        """The record of a job that was set aside; empty if it was not."""
+        records = (_record(self._store.peek_data(kind + id)) for kind in (_JOB, _REPLAYED))
+        return next((record for record in records if _state(record) is State.KEPT), {})
+
     def kept(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The jobs that were set aside, with their records. Reads all that is in the store."""
+        records = {}
         for found, value in self._store.result_items().items():
             key = found.decode() if isinstance(found, bytes) else found
-            if key.startswith(_JOB):
-                record = _record(value)
-                if _state(record) is State.KEPT:
-                    yield key.removeprefix(_JOB), record
+            if key.startswith((_JOB, _REPLAYED)) and _state(record := _record(value)) is State.KEPT:
+                records[key.removeprefix(_JOB).removeprefix(_REPLAYED)] = record
+        yield from records.items()
 
     # -- the store
 
@@ -111,10 +127,14 @@ class Ledger:
         return self._huey.storage  # asked each time: Huey replaces it when it enters or leaves its immediate mode
 
     def _write(self, id: str, record: Mapping[str, Any]) -> None:
-        self._store.put_data(_JOB + id, json.dumps(record, separators=(",", ":")).encode())
+        self._store.put_data(_JOB + id, _json(record))
 
     def _read(self, id: str) -> Mapping[str, Any]:
         return _record(self._store.peek_data(_JOB + id))
+
+
+def _json(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode()
 
 
 def _mark(id: str, attempt: int) -> str:

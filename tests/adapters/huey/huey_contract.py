@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from backgrounded.testing import HandlerContract
 from backgrounded_huey import HueyHandler
 
@@ -39,6 +40,22 @@ class HueyContract(HandlerContract):
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
 
+class SqliteContract(HueyContract):
+    """Hueys made for the URL of a file, in the consumers that `worker_command()` starts."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def handler(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HueyHandler]:
+        folder = tmp_path_factory.mktemp("huey")
+        cls.output = folder / "consumers.log"
+        handler = HueyHandler(f"sqlite:///{folder}/jobs.db")
+        yield handler
+        handler.close()
+
+    def dead_handler(self) -> HueyHandler:
+        return HueyHandler("sqlite:////nowhere/at/all/jobs.db")
+
+
 def consumer(command: Sequence[str], output: Path, **environment: str) -> AbstractContextManager[Any]:
     """A `huey_consumer`, ready when it has begun to listen to signals, the last thing that it does at its start."""
     return running(
@@ -49,8 +66,15 @@ def consumer(command: Sequence[str], output: Path, **environment: str) -> Abstra
             **environment,
         },
         output=output,
-        is_ready=lambda: all(map(_listens_to_signals, _consumers())),
+        is_ready=_all_listen,
     )
+
+
+def _all_listen() -> bool:
+    try:
+        return all(map(_listens_to_signals, _consumers()))
+    except (FileNotFoundError, ProcessLookupError):  # another one has just ended
+        return False
 
 
 def _consumers() -> list[int]:

@@ -10,7 +10,7 @@ import backgrounded
 import pytest
 from backgrounded_huey import HueyHandler
 from huey import PriorityRedisHuey
-from huey_contract import APPLICATIONS, HueyContract, consumer
+from huey_contract import APPLICATIONS, HueyContract, SqliteContract, consumer
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -40,20 +40,8 @@ class UrlContract(HueyContract):
         return settings["BACKGROUNDED_URL"]
 
 
-class TestSqliteUrl(UrlContract):
+class TestSqliteUrl(UrlContract, SqliteContract):
     """On a file."""
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def handler(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HueyHandler]:
-        folder = tmp_path_factory.mktemp("huey")
-        cls.output = folder / "consumers.log"
-        handler = HueyHandler(f"sqlite:///{folder}/jobs.db")
-        yield handler
-        handler.close()
-
-    def dead_handler(self) -> HueyHandler:
-        return HueyHandler("sqlite:////nowhere/at/all/jobs.db")
 
 
 @pytest.mark.slow

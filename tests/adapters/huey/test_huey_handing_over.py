@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import sqlite3
@@ -407,6 +408,24 @@ def test_a_kept_job_goes_back_to_its_own_queue_with_its_payload_and_its_options(
     again = custom.dequeue()
     assert again.kwargs == {**task.kwargs, "attempt": 1}
     assert again.priority == task.priority
+
+
+def test_a_kept_job_that_cannot_be_put_back_is_still_kept(handler, probe, tmp_path):
+    """Its record is the only thing that has its payload, and says already that it waits when the queue refuses it."""
+    job = probe.backgrounded(timeout=60).note("again")
+    queue = handler.serve("default")
+    queue.execute(queue.dequeue())  # in this process nothing could stop it, so it is kept
+    before = [(kept.id, kept.wire, kept.reason) for kept in handler.kept()]
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as other:
+        other.execute("create trigger full before insert on task begin select raise(abort, 'no more'); end")
+        with pytest.raises(EnqueueError, match="no more") as failed:
+            handler.replay(job.id)
+        assert failed.value.uncertain is False
+        assert [(kept.id, kept.wire, kept.reason) for kept in handler.kept()] == before
+        other.execute("drop trigger full")
+    handler.replay(job.id)
+    assert list(handler.kept()) == []
+    assert len(queue) == 1
 
 
 def test_only_so_many_ended_jobs_are_remembered_in_every_kind_of_store(huey, probe, path, monkeypatch):

@@ -172,8 +172,11 @@ def test_a_job_whose_worker_is_killed_does_not_run_again_and_the_next_one_runs(h
 @pytest.mark.worker
 def test_a_cancellation_that_says_yes_is_kept_by_a_consumer_that_takes_jobs_all_the_time(handler, consume, probe, path):
     with consume(handler.worker_command(["q"])):
-        jobs = [probe.backgrounded(queue="q").note(number) for number in range(60)]
-        cancelled = [number for number, job in enumerate(jobs) if number % 2 and job.cancel()]
+        jobs, cancelled = [], []
+        for number in range(60):
+            jobs.append(probe.backgrounded(queue="q").note(number))
+            if number % 2 and jobs[-1].cancel():
+                cancelled.append(number)
         for job in jobs:
             job.wait(60)
         probe.backgrounded(queue="q").note("last").wait(60)

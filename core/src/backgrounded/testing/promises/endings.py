@@ -115,6 +115,20 @@ class Retries(Frame):
 
         return {**super().early(), "test_retries_with_waits_count_exactly_and_are_not_early": begin}
 
+    @needs(Feature.RETRY, Feature.RETRY_WAIT, Feature.STATE, worker=True, retry=Retry(1, wait=5))
+    def test_a_job_that_waits_for_its_next_try_is_scheduled_and_can_be_cancelled(
+        self, handler: Any, send: Send, oracle: Oracle
+    ) -> None:
+        """K138 K192"""
+        job = send(retry=Retry(1, wait=60)).fail(None)
+        oracle.wait("fail")
+        self.until(lambda: job.state is State.SCHEDULED, lambda: f"the job to be scheduled; it is {job.state}")
+        if Feature.CANCEL in handler.features:
+            self.until(job.cancel, "the job to be taken back")  # RQ says `scheduled` a moment before it has put it away
+            assert job.state is State.CANCELLED
+        self.settle(send, oracle)
+        assert len(oracle.events("fail")) == 1
+
     @needs(Feature.RETRY, Feature.RETRY_WAIT, worker=True, retry=Retry(1, wait=5))
     def test_retries_with_waits_count_exactly_and_are_not_early(self, send: Send, standing: Any) -> None:
         """K134 K135 K138"""

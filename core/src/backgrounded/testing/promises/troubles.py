@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -82,7 +83,7 @@ class Troubles(Frame):
         kept = {item.id: item for item in handler.kept()}
         for job_id, (what, tree) in sent.items():
             assert kept[job_id].reason, what
-            assert kept[job_id].code, what
+            assert re.fullmatch("[a-z]+(-[a-z]+)*", kept[job_id].code), what
             assert _as_tree(kept[job_id].wire) == tree, what
             with pytest.raises(NoResult):
                 backgrounded.job(job_id).result(0)
