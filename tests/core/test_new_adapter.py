@@ -87,7 +87,7 @@ def test_its_wheel_passes_its_tests_with_real_workers(project: Path, tmp_path: P
     name = project.name.partition("-")[2]
     chosen = ["tests/test_workers.py"] if name == LONG else []  # once all of it is enough
     told = run(project, "pytest", "-q", "-p", "no:cacheprovider", "-r", "s", *chosen, PYTHONPATH=path)
-    assert re.search(r"^3 passed" if chosen else r"^7\d passed, 11 skipped", told, re.MULTILINE), told
+    assert re.search(r"^3 passed" if chosen else r"^7\d passed, 1\d skipped", told, re.MULTILINE), told
     assert "Ada did 3 things" in run(project, "backgrounded", "demo", "--handler", name, PYTHONPATH=path)
     skipped = set(re.findall(r"does not declare: (\w+)", told))
     assert chosen or skipped == {"priority", "result_ttl", "timeout", "unique"}
