@@ -564,6 +564,8 @@ def workers_are_told_to_end(
                 if event.kind == "S" and event.worker in crew and event.worker not in moments:
                     moments[event.worker] = time.monotonic() + run.random.uniform(0, longest)
             for name in [name for name, moment in moments.items() if time.monotonic() >= moment]:
+                if len(leaving) == stops - 1 and not hit and not oracle.running[name]:
+                    continue  # the last one has to be busy, if none was
                 del moments[name]
                 hit += bool(oracle.running[name])
                 (worker := crew.pop(name)).process.terminate()
