@@ -288,27 +288,40 @@ def _make(path: Path) -> None:
     A process that has not noticed yet still holds the shared memory of that one. Whoever joined it would look into one
     journal by the index of another. As only one process at a time does this, it takes away nothing that is in use.
     """
-    with _alone_in(path.parent):
-        if identity(path) is None:
+    with _alone_in(path.parent) as is_alone:
+        if is_alone and identity(path) is None:
             for suffix in _SQLITES:
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
+        with suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), _PRIVATE))
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """While no other process makes a queue in this directory. Raises an error that `is_busy` where one does."""
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """While no other process makes a queue in this directory. False where that cannot be known: a directory that may
+    be written to and not be read, a file system without locks. Raises an error that `is_busy` where one does."""
     if sys.platform == "win32":  # where no worker has a file open
-        yield
+        yield False
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise sqlite3.OperationalError("database is locked") from error
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        yield False
+        return
+    try:
+        yield _is_locked(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise sqlite3.OperationalError("database is locked") from error
+    except OSError:
+        return False
+    return True
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -20,7 +21,7 @@ from backgrounded import ConfigurationError, EnqueueError
 from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
 from backgrounded_sqlite._connection import Connection
-from backgrounded_sqlite._file import File, is_busy
+from backgrounded_sqlite._file import File, _make, is_busy
 from backgrounded_sqlite._store import Store
 from sqlite_contract import query
 from sqlitetools import NOBODY, Workers, elsewhere, is_sound
@@ -416,6 +417,31 @@ def test_a_queue_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
         assert is_busy(raised.value)
         assert list(tmp_path.iterdir()) == []
     assert Store(file).waiting() == {}
+
+
+def test_where_directories_cannot_be_locked_a_queue_is_made_and_nothing_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some file systems of virtual machines: who cannot know that it is alone leaves what lies there."""
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "jobs.db-workers").touch()
+    (tmp_path / "jobs.db-journal").touch()
+    _make(tmp_path / "jobs.db")
+    assert len(list(tmp_path.iterdir())) == 3
+    assert mode(tmp_path / "jobs.db") == 0o600
+    monkeypatch.undo()
+    (tmp_path / "jobs.db").unlink()
+    _make(tmp_path / "jobs.db")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["jobs.db", "jobs.db-workers"]
+
+
+def refuse(descriptor: int, operation: int) -> None:
+    raise OSError(errno.ENOTSUP, "no locks here")
+
+
+def test_a_queue_is_made_in_a_directory_that_may_be_written_to_and_not_be_read(own: Path) -> None:
+    own.chmod(0o300)
+    assert as_nobody(own / "jobs.db").startswith("took ")
 
 
 def test_a_file_that_goes_in_the_moment_of_opening_is_not_made_by_sqlite(tmp_path: Path) -> None:
