@@ -31,7 +31,7 @@ other things to do. Where two timeouts come one after the other it takes four.""
 def test_no_job_is_lost_with_a_worker_that_is_killed(
     engine: Engine, folder: Path, seed: int, report: Note, long: bool
 ) -> None:
-    jobs, kills = (20_000, 200) if long else (120, 4)
+    jobs, kills = (20_000, 200) if long else (90, 3)
     found = report(runs.workers_die(engine, folder, seed, jobs=jobs, kills=kills, seconds=0.1))
     assert found.keeps_its_word
     assert len(found.completed_twice) <= kills
@@ -41,7 +41,7 @@ def test_no_job_is_lost_with_a_worker_that_is_killed(
 def test_no_job_is_lost_with_a_child_that_is_killed(
     engine: Engine, folder: Path, seed: int, report: Note, long: bool
 ) -> None:
-    jobs, kills = (6_000, 30) if long else (100, 2)
+    jobs, kills = (6_000, 30) if long else (60, 1)
     found = report(runs.workers_die(engine, folder, seed, jobs=jobs, kills=kills, seconds=0.1, whole=False))
     assert found.keeps_its_word
     assert len(found.completed_twice) <= kills
@@ -51,7 +51,7 @@ def test_no_job_is_lost_with_a_child_that_is_killed(
 def test_no_job_is_lost_with_a_server_that_is_killed_and_started_again(
     engine: Engine, folder: Path, seed: int, report: Note, long: bool
 ) -> None:
-    jobs, kills = (4_000, 20) if long else (300, 2)
+    jobs, kills = (4_000, 20) if long else (200, 1)
     assert report(runs.server_dies(engine, folder, seed, jobs=jobs, kills=kills)).keeps_its_word
 
 
@@ -88,7 +88,7 @@ def test_clocks_that_differ_by_days_lose_no_job_and_start_none_twice_where_no_cl
 def test_no_call_whose_answer_is_lost_becomes_two_jobs(
     engine: Engine, folder: Path, seed: int, report: Note, long: bool
 ) -> None:
-    found = report(runs.replies_get_lost(engine, folder, seed, calls=5_000 if long else 200))
+    found = report(runs.replies_get_lost(engine, folder, seed, calls=5_000 if long else 100))
     assert found.keeps_its_word
     assert not found.started_twice
 

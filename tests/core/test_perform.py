@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +35,7 @@ from backgrounded import (
 )
 from backgrounded.handler import Again, Delivery, Keep, Skip, State
 from backgrounded.handlers.memory import MemoryHandler
+from backgrounded.testing.probe import Probe
 
 from shop import diary
 from shop.models import User
@@ -529,3 +533,36 @@ def test_a_keyword_with_the_word_for_the_object_itself_collides_at_the_call_and_
     with pytest.raises(Keep) as kept:
         perform({**call.tree, "kwargs": {"self": 1}}, Delivery())
     assert isinstance(kept.value.__cause__, SignatureChanged)
+
+
+TORN = """
+import contextlib, sys
+import backgrounded, backgrounded.testing.probe
+
+class Alarm:
+    def find_spec(self, name, *_):
+        if name.startswith("importlib_metadata"):
+            raise BaseException("too long")
+
+@contextlib.contextmanager
+def limit():
+    sys.meta_path.insert(0, alarm := Alarm())
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(alarm)
+
+assert "importlib_metadata" not in sys.modules
+print(backgrounded.perform(sys.argv[1], limit=limit))
+"""
+
+
+def test_no_time_limit_strikes_while_it_is_read_what_is_installed(tmp_path: Path) -> None:
+    """Torn in the middle, `importlib_metadata` stays half imported, and each later job of the process fails."""
+    (tmp_path / "torn_app.py").write_text('import backgrounded\nbackgrounded.configure("memory", name="another")\n')
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "BACKGROUNDED_APP": "torn_app"}
+    with backgrounded.using(MemoryHandler) as handler:
+        Probe("/nowhere").backgrounded.give(1)
+    command = [sys.executable, "-c", TORN, handler.calls[0].wire]  # type: ignore[attr-defined]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (run.stdout, run.returncode) == ("1\n", 0), run.stderr

@@ -337,6 +337,15 @@ def entry_points(group: str) -> Iterable[Any]:
     return _entry_points(group, tuple(sys.path))
 
 
+def read_installed() -> None:
+    """Read what is installed, if that has not been done yet.
+
+    Before a time limit may strike: in the middle of it, `importlib_metadata` stays half imported, and nothing that this
+    process does afterwards finds a plugin or a handler.
+    """
+    entry_points(PLUGINS)
+
+
 @functools.lru_cache(maxsize=8)
 def _entry_points(group: str, path: tuple[str, ...]) -> tuple[Any, ...]:
     import importlib_metadata  # here, not above: it costs more than the rest of this package together

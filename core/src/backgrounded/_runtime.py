@@ -30,6 +30,7 @@ from ._configuration import (
     configuration_of,
     configured,
     listed,
+    read_installed,
     runtime,
 )
 from .calls import NO_OPTIONS, Call, Options, Retry, new_id, now, worker_options
@@ -399,13 +400,14 @@ def perform(
     makes what stands around a stretch of the run: it turns the engine's own word for "too long" into a TimeoutError, so
     that the retry policy means the same on every engine.
     """
+    read_installed()
     try:
         with limit():
             load_app()
-            state = runtime()
-            hooks = state.hooks
-            envelope = state.codec.read(wire)
-            job = _describe(state, envelope, delivery or Delivery())
+        state = runtime()
+        hooks = state.hooks
+        envelope = state.codec.read(wire)
+        job = _describe(state, envelope, delivery or Delivery())
     except (PerformError, ConfigurationError) as error:
         logger.error("kept a job: %s", error, extra={"job_state": "kept", "job_code": error.code})
         raise Keep(str(error), error.code) from error
