@@ -283,12 +283,14 @@ class HueyHandler:
     def replay(self, id: str) -> None:
         """Put a kept job back into its queue, as if it were called now. After an EnqueueError it is still kept."""
         line, record = self._kept_at(id)
+        is_sent = False
         try:
             line.ledger.expect_again(id, record)
             line.send(id, _words(record), None, record.get("priority"))
-            line.ledger.is_waiting(id)
+            is_sent = True
+            line.ledger.drop_copy(id)
         except Exception as error:  # as in `enqueue`
-            uncertain = not isinstance(error, sqlite3.Error)
+            uncertain = is_sent or not isinstance(error, sqlite3.Error)
             raise EnqueueError(f"Huey could not take job {id} again: {error!r}", uncertain=uncertain) from error
 
     def forget(self, id: str) -> None:

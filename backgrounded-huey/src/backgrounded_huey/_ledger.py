@@ -46,12 +46,13 @@ class Ledger:
             self._store.delete_data(_mark(id, attempt - 1))
 
     def expect_again(self, id: str, record: Mapping[str, Any]) -> None:
-        """A kept job, of this record, is going to wait. Until `is_waiting` says that it does, it counts as kept: what
-        dies or fails in between loses nothing."""
+        """A kept job is going to wait. It counts as kept, too, until `drop_copy`: what dies or fails in between loses
+        nothing."""
         self._store.put_data(_REPLAYED + id, _json(record))
         self.expect(id, 1, None)
 
-    def is_waiting(self, id: str) -> None:
+    def drop_copy(self, id: str) -> None:
+        """The job is in its queue again."""
         self._store.delete_data(_REPLAYED + id)
 
     def start(self, id: str, attempt: int) -> bool:

@@ -337,8 +337,9 @@ def entry_points(group: str) -> Iterable[Any]:
     return _entry_points(group, tuple(sys.path))
 
 
+@functools.cache
 def read_installed() -> None:
-    """Read what is installed, if that has not been done yet.
+    """Read what is installed, once in a process.
 
     Before a time limit may strike: in the middle of it, `importlib_metadata` stays half imported, and nothing that this
     process does afterwards finds a plugin or a handler.

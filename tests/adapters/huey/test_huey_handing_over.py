@@ -423,8 +423,20 @@ def test_a_kept_job_that_cannot_be_put_back_is_still_kept(handler, probe, tmp_pa
         assert failed.value.uncertain is False
         assert [(kept.id, kept.wire, kept.reason) for kept in handler.kept()] == before
         other.execute("drop trigger full")
-    handler.replay(job.id)
-    assert list(handler.kept()) == []
+        handler.replay(job.id)
+        assert list(handler.kept()) == []
+        assert len(queue) == 1
+
+
+def test_a_replay_that_fails_after_the_job_is_in_its_queue_says_that_it_may_be(handler, probe, tmp_path):
+    job = probe.backgrounded(timeout=60).note("again")
+    queue = handler.serve("default")
+    queue.execute(queue.dequeue())
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as other:
+        other.execute("create trigger full before delete on kv begin select raise(abort, 'no more'); end")
+        with pytest.raises(EnqueueError, match="no more") as failed:
+            handler.replay(job.id)
+    assert failed.value.uncertain is True
     assert len(queue) == 1
 
 
