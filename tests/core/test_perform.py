@@ -562,7 +562,7 @@ def test_no_time_limit_strikes_while_it_is_read_what_is_installed(tmp_path: Path
     (tmp_path / "torn_app.py").write_text('import backgrounded\nbackgrounded.configure("memory", name="another")\n')
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "BACKGROUNDED_APP": "torn_app"}
     with backgrounded.using(MemoryHandler) as handler:
-        Probe("/nowhere").backgrounded.give(1)
+        Probe(str(tmp_path / "oracle")).backgrounded.give(1)
     command = [sys.executable, "-c", TORN, handler.calls[0].wire]  # type: ignore[attr-defined]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (run.stdout, run.returncode) == ("1\n", 0), run.stderr

@@ -304,7 +304,7 @@ def _alone_in(folder: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:
         yield False
         return
@@ -328,7 +328,7 @@ def _refuse_foreign(path: Path) -> None:
     """Refuse what another user has put where everybody may put things, such as /tmp: the file, or a link to it."""
     try:
         found = path.lstat()
-    except FileNotFoundError:  # one look, not two: a companion goes with the last connection, at any moment
+    except (FileNotFoundError, NotADirectoryError):  # one look: a companion may go at any moment
         return
     if not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0):
         return

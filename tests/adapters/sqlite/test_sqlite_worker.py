@@ -117,9 +117,10 @@ def test_a_worker_serves_the_queue_called_default_if_nobody_says_which(
         (["--processes", "0"], "processes: must be"),
         (["--grace", "-1"], "grace: must be"),
         (["--url", "sqlite:////dev/null"], "is no file"),
-        (["--url", "sqlite:////nowhere/jobs.db"], "No such file or directory: '/nowhere'"),
+        (["--url", "sqlite:////dev/none/jobs.db"], "No such file or directory: '/dev/none'"),
+        (["--url", "sqlite:////dev/null/jobs.db"], "Not a directory: '/dev/null'"),
     ],
-    ids=["url", "processes", "grace", "no-file", "no-directory"],
+    ids=["url", "processes", "grace", "no-file", "no-directory", "a-file-for-a-directory"],
 )
 def test_a_worker_that_cannot_begin_says_why_and_ends_with_1(tmp_path: Path, arguments: list[str], said: str) -> None:
     command = [sys.executable, "-m", "backgrounded_sqlite", *arguments]
