@@ -29,7 +29,7 @@ from backgrounded import (
     using,
 )
 from backgrounded._configuration import parse_url
-from backgrounded.handler import Feature
+from backgrounded.handler import Feature, check_seconds, put_into_url, take_from_url
 from backgrounded.handlers.inline import InlineHandler
 from backgrounded.handlers.memory import MemoryHandler
 from backgrounded.handlers.thread import ThreadHandler
@@ -249,6 +249,21 @@ def test_reset_leaves_nothing() -> None:
 )
 def test_the_forms_of_a_url(url: str, kind: str, arguments: dict[str, Any]) -> None:
     assert parse_url(url) == (kind, arguments)
+
+
+@pytest.mark.parametrize("url", ["redis://h/0", "redis://h/0?db=1&ssl_ca_certs=a&ssl_ca_certs=b%26c&empty="])
+@pytest.mark.parametrize("words", [{}, {"queue": "a&b=c?"}, {"queue": "mail", "store": "redis://h/1?db=2"}])
+def test_an_adapter_has_words_of_its_own_in_a_url(url: str, words: dict[str, str]) -> None:
+    assert take_from_url(put_into_url(url, words.items()), ("queue", "store")) == (url, words)
+
+
+@pytest.mark.parametrize(("given", "found"), [(5, 5), ("5", 5), ("0.5", 0.5), ("0", None), ("x", None), ("inf", None)])
+def test_a_time_may_come_out_of_a_url(given: Any, found: float | None) -> None:
+    if found is None:
+        with pytest.raises(ConfigurationError, match="engine: wait: must be seconds above 0, got"):
+            check_seconds("engine", "wait", given)
+    else:
+        assert check_seconds("engine", "wait", given) == found
 
 
 def test_the_url_of_the_environment_configures_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode
 
 from backgrounded import ConfigurationError
-from backgrounded.handler import Feature, Guarantees, check_seconds
+from backgrounded.handler import Feature, Guarantees, check_seconds, put_into_url, take_from_url
 from celery import Celery
 from celery.app.utils import find_app
 from kombu.transport.redis import Channel as RedisChannel
@@ -96,21 +95,19 @@ class Place:
                 f"{url.partition(':')[0]!r}. "
                 "For any other broker give an app that you configured: app='shop.celery:app'."
             )
-        broker, _, query = url.partition("?")
-        said = dict(parse_qsl(query, keep_blank_values=True))
-        ours: dict[str, Any] = {word: said.pop(word) for word in _IN_URL if word in said}
-        words = ours | {word: value for word, value in given.items() if value is not None}
+        broker, words = take_from_url(url, _IN_URL)
+        words |= {word: value for word, value in given.items() if value is not None}
         if "visibility_timeout" in words:
-            words["visibility_timeout"] = _check_visibility(words["visibility_timeout"])
+            words["visibility_timeout"] = check_seconds("celery", "visibility_timeout", words["visibility_timeout"])
             if not url.startswith("redis"):
                 raise ConfigurationError("celery: visibility_timeout is for Redis: RabbitMQ notices at once.")
-        return cls(broker + (f"?{urlencode(said)}" if said else ""), **words)
+        return cls(broker, **words)
 
     @property
     def url(self) -> str:
         """All of it as one URL."""
-        words = {word: getattr(self, word) for word in _IN_URL if getattr(self, word) != getattr(Place, word)}
-        return self.broker + ("&" if "?" in self.broker else "?") * bool(words) + urlencode(words)
+        words = [(word, getattr(self, word)) for word in _IN_URL if getattr(self, word) != getattr(Place, word)]
+        return put_into_url(self.broker, words)
 
     def app(self) -> Celery:
         """An app with the settings that make the promises true."""
@@ -138,15 +135,6 @@ class Place:
 
 
 _IN_URL: Final = ("result_backend", "visibility_timeout", "queue")
-
-
-def _check_visibility(seconds: Any) -> float:
-    try:
-        return float(
-            check_seconds("celery", "visibility_timeout", float(seconds) if isinstance(seconds, str) else seconds)
-        )
-    except ValueError:
-        raise ConfigurationError(f"celery: visibility_timeout: must be seconds, got {seconds!r}.") from None
 
 
 def find(name: str) -> Celery:

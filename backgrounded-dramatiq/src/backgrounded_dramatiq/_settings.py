@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import dramatiq
 import dramatiq.broker
 from backgrounded import ConfigurationError
-from backgrounded.handler import Feature, Guarantees, check_seconds
+from backgrounded.handler import Feature, Guarantees, check_seconds, put_into_url, take_from_url
 
 from ._broker import Broker, is_a
 
@@ -93,21 +93,19 @@ class Place:
                 "dramatiq: url must be redis://host:port/db or amqp://user:password@host:port/vhost, got the scheme "
                 f"{url.partition(':')[0]!r}. For any other broker give one that you configured: broker='shop:broker'."
             )
-        broker, _, query = url.partition("?")
-        said = dict(parse_qsl(query, keep_blank_values=True))
-        ours: dict[str, Any] = {word: said.pop(word) for word in _IN_URL if word in said}
-        words = ours | {word: value for word, value in given.items() if value is not None}
+        broker, words = take_from_url(url, _IN_URL)
+        words |= {word: value for word, value in given.items() if value is not None}
         if "heartbeat_timeout" in words:
-            words["heartbeat_timeout"] = _check_heartbeat(words["heartbeat_timeout"])
+            words["heartbeat_timeout"] = check_seconds("dramatiq", "heartbeat_timeout", words["heartbeat_timeout"])
             if not url.startswith("redis"):
                 raise ConfigurationError("dramatiq: heartbeat_timeout is for Redis: RabbitMQ hears at once.")
-        return cls(broker + (f"?{urlencode(said)}" if said else ""), **words)
+        return cls(broker, **words)
 
     @property
     def url(self) -> str:
         """All of it as one URL."""
-        words = {word: getattr(self, word) for word in _IN_URL if getattr(self, word) != getattr(Place, word)}
-        return self.broker + ("&" if "?" in self.broker else "?") * bool(words) + urlencode(words)
+        words = [(word, getattr(self, word)) for word in _IN_URL if getattr(self, word) != getattr(Place, word)]
+        return put_into_url(self.broker, words)
 
     def make(self) -> dramatiq.Broker:
         """A broker with the settings that make the promises true. Nothing is connected."""
@@ -137,14 +135,6 @@ class Place:
 
 
 _IN_URL: Final = ("store", "heartbeat_timeout", "queue")
-
-
-def _check_heartbeat(seconds: Any) -> float:
-    try:
-        found = float(seconds) if isinstance(seconds, str) else seconds
-        return float(check_seconds("dramatiq", "heartbeat_timeout", found))
-    except ValueError:
-        raise ConfigurationError(f"dramatiq: heartbeat_timeout: must be seconds, got {seconds!r}.") from None
 
 
 def find(name: str) -> dramatiq.Broker:

@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
-from urllib.parse import parse_qsl, urlencode
 
 from .calls import NO_OPTIONS, OPTION_NAMES, Keeper, Options, Retry
 from .codec import Codec, Converter, Limits
 from .errors import ConfigurationError, HandlerNotFound, UnsupportedOption
-from .handler import OPTION_FEATURES, PROTOCOL, Feature, Handler, kept_options, says_nothing
+from .handler import OPTION_FEATURES, PROTOCOL, Feature, Handler, kept_options, says_nothing, take_from_url
 from .references import Locator, Names, check_allow
 
 logger = logging.getLogger("backgrounded")
@@ -263,16 +262,11 @@ def parse_url(url: str) -> tuple[str, dict[str, Any]]:
     if not separator or not scheme:
         raise ConfigurationError("BACKGROUNDED_URL is not a URL such as rq+redis://localhost:6379/0 or inline://")
     kind, plus, engine_scheme = scheme.partition("+")
-    location, _, query = rest.partition("?")
-    pairs = parse_qsl(query, keep_blank_values=True)
-    arguments: dict[str, Any] = {key: value for key, value in pairs if key == "queue"}
-    remaining = urlencode([(key, value) for key, value in pairs if key != "queue"])
-    if not plus and location.startswith("/"):  # sqlite:///jobs.db: the engine's own word for a path
+    place, arguments = take_from_url(rest, ("queue",))
+    if not plus and place.startswith("/"):  # sqlite:///jobs.db: the engine's own word for a path
         engine_scheme = kind
-    engine_url = (f"{engine_scheme}://" if engine_scheme else "") + location + (f"?{remaining}" if remaining else "")
-    if engine_url:
-        arguments["url"] = engine_url
-    return kind, arguments
+    engine_url = (f"{engine_scheme}://" if engine_scheme else "") + place
+    return kind, arguments | ({"url": engine_url} if engine_url else {})
 
 
 def _build(

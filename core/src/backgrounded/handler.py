@@ -21,11 +21,12 @@ import logging
 import math
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+from urllib.parse import parse_qsl, urlencode
 
 from .calls import DEFAULT_PRIORITY, Call, Options
 from .errors import ConfigurationError, JobFailed, PerformError, UnsupportedOption, type_name
@@ -290,12 +291,30 @@ def refuse_unkept(call: Call, handler: str, features: frozenset[Feature]) -> Non
             raise UnsupportedOption(option, handler, kept_options(features))
 
 
+def take_from_url(url: str, names: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """A URL without these words of its query, and the words: the adapter's own, beside what is for the engine."""
+    place, _, query = url.partition("?")
+    words = parse_qsl(query, keep_blank_values=True)
+    taken = {name: value for name, value in words if name in names}
+    return put_into_url(place, [(name, value) for name, value in words if name not in names]), taken
+
+
+def put_into_url(url: str, words: Iterable[tuple[str, object]]) -> str:
+    """A URL with these words in its query, behind those that are there: what `take_from_url` takes apart."""
+    query = urlencode(list(words))
+    return url + ("&" if "?" in url else "?") * bool(query) + query
+
+
 def check_seconds(handler: str, name: str, seconds: Any) -> float:
-    """An argument of a handler that is a time. Raises ConfigurationError for what is no number above 0, or infinite."""
-    found = positive(seconds)
+    """An argument of a handler that is a time; as text, too, as a URL has it. Raises ConfigurationError for what is no
+    number above 0, or infinite."""
+    try:
+        found = positive(float(seconds) if isinstance(seconds, str) else seconds)
+    except ValueError:
+        found = None
     if found is None:
         raise ConfigurationError(f"{handler}: {name}: must be seconds above 0, got {seconds!r}.")
-    return found
+    return float(found)
 
 
 def positive(value: Any) -> float | None:
