@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -30,7 +32,7 @@ from backgrounded import (
     batch,
     later,
 )
-from backgrounded.handler import Feature, failure_record
+from backgrounded.handler import Feature, State, failure_record, result_of, wait_for_end
 from backgrounded.handlers.memory import MemoryHandler
 
 import shop.jobs
@@ -171,6 +173,44 @@ def test_a_stored_failure_is_bounded_text(size: int) -> None:
 
     assert failure_record(Mute())["type"].endswith("Mute")  # K124
     assert failure_record(ValueError())["message"] == ""
+
+
+@pytest.mark.parametrize("outcome", [None, {"reason": "a result may look like this"}, [1]])
+def test_the_result_of_a_job_that_succeeded_is_its_outcome(outcome: Any) -> None:
+    assert result_of("i", State.SUCCEEDED, outcome) is outcome
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "error", "said"),
+    [
+        (State.FAILED, {"type": "ValueError", "message": "no"}, JobFailed, "ValueError: no"),
+        (State.FAILED, None, JobFailed, ""),
+        (State.FAILED, ["what anybody wrote"], NoResult, "What is written down about the end of job i cannot be read."),
+        (State.UNKNOWN, None, NoResult, "Nothing is known (any more) of job i."),
+        (State.KEPT, {"reason": "It was\na test."}, NoResult, "Job i has no result: it is kept: It was?a test."),
+        (State.KEPT, "what anybody wrote", NoResult, "Job i has no result: it is kept."),
+        (State.EXPIRED, {"reason": "late"}, NoResult, "Job i has no result: it is expired."),
+        (State.RUNNING, None, ResultTimeout, "Job i has not ended: it is running."),
+    ],
+)
+def test_what_a_job_without_a_result_raises(state: State, outcome: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=f"^{re.escape(said)}"):
+        result_of("i", state, outcome)
+
+
+@pytest.mark.parametrize("last", [State.SUCCEEDED, State.CANCELLED, State.UNKNOWN])
+def test_a_job_is_waited_for_until_it_has_ended(last: State) -> None:
+    found = iter([(State.QUEUED, None), (State.RUNNING, None), (last, 1), (State.RUNNING, 2)])
+    assert wait_for_end(lambda: next(found), None) == (last, 1)
+
+
+def test_a_job_is_waited_for_until_the_time_is_over_and_looked_at_once_at_least() -> None:
+    looks = []
+    began = time.monotonic()
+    for timeout in (0, 0.05):
+        assert wait_for_end(lambda: looks.append(1) or (State.RUNNING, None), timeout) == (State.RUNNING, None)  # type: ignore[func-returns-value]
+    assert time.monotonic() - began >= 0.05
+    assert 1 + 1 <= len(looks) <= 1 + 6, "a store is not asked all the time"
 
 
 def test_a_hand_over_that_failed_reaches_the_caller_with_its_cause() -> None:  # K73, K74, K75

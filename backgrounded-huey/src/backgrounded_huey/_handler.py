@@ -23,17 +23,15 @@ from backgrounded import (
     ConfigurationError,
     EnqueueError,
     InvalidOption,
-    NoResult,
-    ResultTimeout,
     UnsupportedOption,
 )
 from backgrounded.handler import (
     Feature,
     Kept,
     State,
-    failure_from,
     kept_options,
-    printable,
+    result_of,
+    wait_for_end,
     warn_without_app,
     with_settings,
     worker_settings,
@@ -63,8 +61,6 @@ DEFAULT_URL: Final = "sqlite:///jobs.db"
 ENQUEUE_TIMEOUT: Final = 2.0
 WORKER_PATIENCE: Final = 30.0
 """Seconds that a trip to the store may take in a worker: to give up there may lose a job."""
-_PAUSES: Final = 0.01, 0.5
-"""Seconds between two looks for a result: at first, and at most."""
 _LEVEL: Final = 5
 """Our priority 5, and none, are Huey's 0, so that our jobs and the application's own tasks stand side by side."""
 
@@ -249,23 +245,9 @@ class HueyHandler:
         return State.UNKNOWN, {}
 
     def result(self, id: str, timeout: float | None) -> Any:
-        end = None if timeout is None else time.monotonic() + timeout
-        pause, longest = _PAUSES
-        while True:
-            state, record = self._look(id)
-            if state is State.SUCCEEDED:
-                return record.get("result")
-            if state is State.FAILED:
-                failure = record.get("failure")
-                raise failure_from(failure if isinstance(failure, Mapping) else {})
-            if state.ended or state is State.UNKNOWN:
-                reason = f" {printable(record.get('reason'))}" if state is State.KEPT else ""
-                raise NoResult(f"Job {id} has no result: it is {state}.{reason}")
-            remaining = longest if end is None else end - time.monotonic()
-            if remaining <= 0:
-                raise ResultTimeout(f"Job {id} has not ended: it is {state}.")
-            time.sleep(min(pause, remaining))
-            pause = min(pause * 1.5, longest)
+        state, record = wait_for_end(lambda: self._look(id), timeout)
+        where = {State.SUCCEEDED: "result", State.FAILED: "failure"}
+        return result_of(id, state, record.get(where[state]) if state in where else record)
 
     def cancel(self, id: str) -> bool:
         return any(line.ledger.cancel(id) for line in self._searched())

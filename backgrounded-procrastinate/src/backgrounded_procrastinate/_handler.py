@@ -6,22 +6,22 @@ does with it is in `_line`. Procrastinate's own words that we use are the queue,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 import procrastinate
 import psycopg
-from backgrounded import Call, ConfigurationError, EnqueueError, InvalidOption, NoResult, ResultTimeout
+from backgrounded import Call, ConfigurationError, EnqueueError, InvalidOption
 from backgrounded.handler import (
     Feature,
     Guarantees,
     Kept,
     State,
     check_seconds,
-    failure_from,
     printable,
+    result_of,
+    wait_for_end,
     warn_without_app,
     with_settings,
     worker_settings,
@@ -45,8 +45,6 @@ from ._store import RECOVER, Store
 ENQUEUE_TIMEOUT: Final = 2.0
 WORKER_PATIENCE: Final = 30.0
 """Seconds that the database has for an answer to a worker."""
-_PAUSES: Final = 0.01, 0.5
-"""Seconds between two looks for a result: at first, and at most."""
 
 Theirs = psycopg.Connection[Any] | Callable[[], psycopg.Connection[Any] | None]
 
@@ -161,23 +159,7 @@ class ProcrastinateHandler:
         return self.store.look(id)[0]
 
     def result(self, id: str, timeout: float | None) -> Any:
-        end = None if timeout is None else time.monotonic() + timeout
-        pause, longest = _PAUSES
-        while True:
-            state, outcome = self.store.look(id)
-            about = outcome if isinstance(outcome, dict) else {}
-            if state is State.SUCCEEDED:
-                return outcome
-            if state is State.FAILED:
-                raise failure_from(about)
-            if state.ended or state is State.UNKNOWN:
-                reason = f" {printable(about.get('reason'))}" if state is State.KEPT else ""
-                raise NoResult(f"Job {id} has no result: it is {state}.{reason}")
-            remaining = longest if end is None else end - time.monotonic()
-            if remaining <= 0:
-                raise ResultTimeout(f"Job {id} has not ended: it is {state}.")
-            time.sleep(min(pause, remaining))
-            pause = min(pause * 1.5, longest)
+        return result_of(id, *wait_for_end(lambda: self.store.look(id), timeout))
 
     def cancel(self, id: str) -> bool:
         return self.store.cancel(id)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from backgrounded.handler import State, printable
+from backgrounded.handler import State
 
 END: Final = "backgrounded"
 """The field of the job's hash that says how it ended for us."""
@@ -45,11 +45,6 @@ def read_state(status: Any, end: Any) -> tuple[State, Mapping[str, Any]]:
     record = record if isinstance(record, dict) else {}
     native = "" if status is None else status.decode(errors="replace")
     return _ENDS.get(native, {}).get(str(record.get("end")), _STATES.get(native, State.UNKNOWN)), record
-
-
-def no_result(id: str, state: State, record: Mapping[str, Any]) -> str:
-    reason = printable(str(record.get("reason", DIED))) if state is State.KEPT else ""
-    return f"Job {id} has no result: it is {state}." + (f" {reason}" if reason else "")
 
 
 def write_end(job: Any, record: Mapping[str, Any]) -> None:

@@ -17,14 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Final
 
-from backgrounded import Call, CallError, ConfigurationError, EnqueueError, InvalidOption, NoResult, ResultTimeout
+from backgrounded import Call, CallError, ConfigurationError, EnqueueError, InvalidOption, NoResult
 from backgrounded.errors import DecodeError
 from backgrounded.handler import (
     Feature,
     Finding,
     Kept,
     State,
-    failure_from,
+    result_of,
     warn_without_app,
     with_settings,
     worker_settings,
@@ -40,7 +40,7 @@ from rq.job import JobStatus, Retry
 from rq.results import Result
 
 from ._connection import check_connection, connect, never_sent, settings_of, url_of
-from ._ends import DIED, END, no_result, read_state
+from ._ends import DIED, END, read_state
 from ._job import Job, wire_of
 from ._settings import (
     PREPARED,
@@ -277,13 +277,9 @@ class RQHandler:
             last, payload = newest[0] if newest else (b"0-0", {})
             if state is State.SUCCEEDED:
                 return self._return_value(id, payload)
-            if state is State.FAILED:
-                raise failure_from(record)
-            if state.ended or state is State.UNKNOWN:
-                raise NoResult(no_result(id, state, record))
             remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise ResultTimeout(f"Job {id} has not ended: it is {state}.")
+            if state.ended or state is State.UNKNOWN or remaining <= 0:
+                return result_of(id, state, {"reason": DIED, **record})
             with suppress(RedisTimeoutError):  # of a connection that waits for less than the server's clock is late
                 self.connection.xread({stream: last}, block=max(1, int(1000 * min(remaining, self._longest_wait))))
 

@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from backgrounded import Call, ConfigurationError, EnqueueError, NoResult, ResultTimeout
+from backgrounded import Call, ConfigurationError, EnqueueError, NoResult
 from backgrounded.handler import (
     Feature,
     Guarantees,
     Kept,
     State,
-    failure_from,
+    result_of,
     warn_without_app,
     with_settings,
     worker_settings,
@@ -115,11 +115,9 @@ class SQLiteHandler:
         while True:
             version = self._store.version()
             if version != seen or pause == LAST_LOOK:
-                state, outcome = self._store.look(id)
-                if state.ended or state is State.UNKNOWN:
-                    return _result_of(id, state, outcome)
-                if time.monotonic() >= end:
-                    raise ResultTimeout(f"Job {id} has not ended: it is {state}.")
+                state, stored = self._store.look(id)
+                if state.ended or state is State.UNKNOWN or time.monotonic() >= end:
+                    return result_of(id, state, _outcome_of(id, stored))
             seen = version
             time.sleep(min(pause, max(0.0, end - time.monotonic())))
             pause = min(pause * 1.5, LAST_LOOK)
@@ -164,19 +162,11 @@ class SQLiteHandler:
         return f"<SQLiteHandler of {str(self.path)!r}>"
 
 
-def _result_of(id: str, state: State, outcome: bytes | None) -> Any:
+def _outcome_of(id: str, stored: bytes | None) -> Any:
     try:
-        record = None if outcome is None else json.loads(outcome)
-        if state is State.SUCCEEDED:
-            return record
-        if state is State.FAILED:
-            raise failure_from(record or {})
-        reason = f": {record['reason']}" if state is State.KEPT and record else "."
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        return None if stored is None else json.loads(stored)
+    except (TypeError, ValueError, RecursionError) as error:
         raise NoResult(f"What is written down about the end of job {id} cannot be read.") from error
-    if state is State.UNKNOWN:
-        raise NoResult(f"Nothing is known (any more) of job {id}.")
-    raise NoResult(f"Job {id} has no result: it is {state}{reason}")
 
 
 def _check_queue(queue: Any) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,7 +30,15 @@ from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, urlencode
 
 from .calls import DEFAULT_PRIORITY, Call, Options
-from .errors import ConfigurationError, JobFailed, PerformError, UnsupportedOption, type_name
+from .errors import (
+    ConfigurationError,
+    JobFailed,
+    NoResult,
+    PerformError,
+    ResultTimeout,
+    UnsupportedOption,
+    type_name,
+)
 
 logger = logging.getLogger("backgrounded")
 
@@ -374,6 +383,43 @@ def _message_of(error: BaseException) -> str:
         return str(error)
     except Exception:
         return "(its message cannot be read)"
+
+
+def result_of(id: str, state: State, outcome: Any) -> Any:
+    """What `Handler.result` gives back, or raises, of a job that was found in this state.
+
+    `outcome` is what the store has of its end: the result, the `failure_record`, or why it was kept, under "reason".
+    Raises JobFailed; NoResult where it ended without a result or nothing is known of it; ResultTimeout before its end.
+    """
+    if state is State.SUCCEEDED:
+        return outcome
+    about: Mapping[str, Any] = outcome if isinstance(outcome, Mapping) else {}
+    if state is State.FAILED and (about or outcome is None):
+        raise failure_from(about)
+    if state is State.FAILED:
+        raise NoResult(f"What is written down about the end of job {id} cannot be read.")
+    if state is State.UNKNOWN:
+        raise NoResult(f"Nothing is known (any more) of job {id}.")
+    if not state.ended:
+        raise ResultTimeout(f"Job {id} has not ended: it is {state}.")
+    reason = printable(about.get("reason") or "") if state is State.KEPT else ""
+    raise NoResult(f"Job {id} has no result: it is {state}" + (f": {reason}" if reason else "."))
+
+
+def wait_for_end(look: Callable[[], tuple[State, Any]], timeout: float | None) -> tuple[State, Any]:
+    """What `look` finds when the job has ended, nothing is known of it, or the timeout (in seconds) is over.
+
+    For a store that wakes nobody: it is asked after 10 ms, and then more and more rarely, down to twice a second.
+    """
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    pause, longest = 0.01, 0.5
+    while True:
+        state, outcome = look()
+        remaining = end - time.monotonic()
+        if state.ended or state is State.UNKNOWN or remaining <= 0:
+            return state, outcome
+        time.sleep(min(pause, remaining))
+        pause = min(pause * 1.5, longest)
 
 
 def failure_from(record: Mapping[str, Any]) -> JobFailed:

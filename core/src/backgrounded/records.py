@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from .calls import Call
-from .errors import Duplicate, NoResult, ResultTimeout
-from .handler import Finding, State, failure_from, printable
+from .errors import Duplicate, NoResult
+from .handler import Finding, State, result_of
 
 DAY: Final = 86_400
 WAITING: Final = 30 * DAY
@@ -211,18 +211,7 @@ class Records:
     def result(self, id: str, timeout: float | None) -> Any:
         """As `Handler.result`. Raises JobFailed, NoResult, ResultTimeout."""
         state, stored = self.wait(id, timeout)
-        if state is State.UNKNOWN:
-            raise NoResult(f"Nothing is known (any more) of job {id}.")
-        outcome = _outcome_of(id, stored)
-        if state is State.SUCCEEDED:
-            return outcome
-        about = outcome if isinstance(outcome, dict) else {}
-        if state is State.FAILED:
-            raise failure_from(about)
-        if state.ended:
-            reason = f": {printable(about.get('reason'))}" if state is State.KEPT else "."
-            raise NoResult(f"Job {id} has no result: it is {state}{reason}")
-        raise ResultTimeout(f"Job {id} has not ended: it is {state}.")
+        return result_of(id, state, _outcome_of(id, stored))
 
 
 def _is_last(found: tuple[State, Any]) -> bool:

@@ -218,8 +218,7 @@ BROKEN: dict[str, tuple[str, Any]] = {
     "a-failure-that-is-a-list": ("failed", b"[1]"),
     "a-failure-that-is-a-text": ("failed", b'"x"'),
     "a-failure-too-deep": ("failed", b'{"a":' * 100_000),
-    "a-reason-that-is-a-list": ("kept", b"[1]"),
-    "a-reason-without-a-reason": ("kept", b'{"code":"x"}'),
+    "kept-with-no-json": ("kept", b"{"),
 }
 
 
@@ -232,6 +231,14 @@ def test_an_outcome_that_cannot_be_read_is_no_result(handler: SQLiteHandler, pro
         job.result(0)
     assert job.exception() is None
     assert job.wait(0) == state
+
+
+@pytest.mark.parametrize("outcome", [b"[1]", b'{"code":"x"}', b'{"reason":null}'])
+def test_a_job_is_kept_where_the_reason_cannot_be_read(handler: SQLiteHandler, probe: Probe, outcome: bytes) -> None:
+    job = probe.backgrounded.note()
+    query(handler.path, "UPDATE jobs SET state = 'kept', outcome = ? WHERE id = ?", outcome, job.id)
+    with pytest.raises(NoResult, match=r"it is kept\.$"):
+        job.result(0)
 
 
 def test_a_result_of_an_unknown_type_builds_nothing(handler: SQLiteHandler, probe: Probe) -> None:
