@@ -75,7 +75,8 @@ def test_a_url_of_rabbitmq_makes_an_app_with_confirms_and_priorities_and_results
 def test_two_workers_of_the_command_work_on_one_machine(node, oracle, monkeypatch, tmp_path):
     """RabbitMQ gives the control queue of a worker to the first of its name only (Kombu 5.7), and a second one ends."""
     monkeypatch.setenv("CELERYSHOP_BROKER", node.url)
-    monkeypatch.delitem(sys.modules, "celeryshop.celery", raising=False)  # another test's, with another broker
+    monkeypatch.delitem(sys.modules, "celeryshop.celery", raising=False)  # another test's, with another broker:
+    monkeypatch.delattr("celeryshop.celery", raising=False)  # Celery asks the package, too
     shop = {"BACKGROUNDED_APP": "celeryshop.jobs", "PYTHONPATH": str(HERE)}
     with backgrounded.using("celery", app="celeryshop.celery:app") as handler:
         first, second = (celery_worker(handler, ["twins"], tmp_path / name, **shop) for name in ("first", "second"))
