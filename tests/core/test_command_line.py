@@ -146,4 +146,4 @@ def test_an_engine_that_cannot_be_asked_is_a_gap(capsys: pytest.CaptureFixture[s
 
 def test_the_doctor_counts_what_was_set_aside(handler: MemoryHandler, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
-    assert "advice: 2 jobs were set aside." in capsys.readouterr().out
+    assert "advice: Jobs that were set aside: 2." in capsys.readouterr().out
