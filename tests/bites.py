@@ -21,9 +21,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import backgrounded
 import pytest
+from backgrounded.testing import probe
 
 from sabotage import SABOTAGE, Sabotage
+from waiting import eventually
 
 BUGS = (AttributeError, ImportError, NameError, SyntaxError, TypeError)
 """What a sabotage raises that is itself written wrongly: then nothing has been found."""
@@ -95,6 +98,26 @@ class StartedToBreak(Chosen):
             yield worker
             if queues == (self.lane_of(handler),):  # type: ignore[attr-defined] # the contract's
                 self.ended.append(self.endings.submit(stack.pop_all().close))
+
+
+class Prepared:
+    """Before a contract whose workers import their application, and with it what breaks them, at their first job: they
+    have run one. Such a contract has a file for its workers' `output`."""
+
+    output: ClassVar[Path]
+
+    @contextmanager
+    def worker(self, handler: Any, *queues: str) -> Iterator[Any]:
+        with super().worker(handler, *queues) as worker:  # type: ignore[misc] # the contract's
+            if SABOTAGE in os.environ:
+                for queue in queues:
+                    self._run_one(queue)
+            yield worker
+
+    def _run_one(self, queue: str) -> None:
+        path = str(self.output.with_name(f"{queue}.jsonl"))
+        backgrounded.background(probe, queue=queue).settled(path)
+        eventually(lambda: probe.events(path))
 
 
 class UnbrokenWorker(StartedToBreak):

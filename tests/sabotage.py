@@ -109,6 +109,18 @@ def lose_none(patch: Patch, owner: type) -> None:
     patch.setattr(owner, "result", result)
 
 
+def spoil_deliveries(patch: Patch, module: Any, spoil: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Spoil what the core is told of a run, where this module of a worker tells it."""
+    honest = module.Delivery
+    patch.setattr(module, "Delivery", lambda **words: honest(**{**words, **spoil(words)}))
+
+
+def spoil_retries(patch: Patch, module: Any, **changes: Any) -> None:
+    """Let the message of the next try have other things in it, where `module._again` sends it."""
+    honest = module._again
+    patch.setattr(module, "_again", lambda broker, message, again: honest(broker, replace(message, **changes), again))
+
+
 def without_timeout(call: Call) -> Call:
     """A call loses its timeout. What spends 20 seconds, so that it is stopped in time, spends 4: nobody stops it."""
     short = {"args": [4]} if call.method == "spend" else {}

@@ -32,7 +32,9 @@ def _examine(handler: Any) -> Iterator[Finding]:
     try:
         yield from getattr(handler, "examine", tuple)()
         if Feature.KEPT in handler.features and (count := sum(1 for _ in handler.kept())):
-            yield Finding(f"Jobs that were set aside: {count}.", "backgrounded kept, then backgrounded replay or forget")
+            yield Finding(
+                f"Jobs that were set aside: {count}.", "backgrounded kept, then backgrounded replay or forget"
+            )
     except Exception as error:
         yield Finding(
             f"The engine cannot be asked: {type(error).__name__}: {error}",

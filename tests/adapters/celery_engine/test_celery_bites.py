@@ -1,4 +1,4 @@
-"""Does the contract bite where it matters most, with an adapter that is broken and Celery's own, honest workers?"""
+"""Does the contract bite where it matters most, with a handler or a worker of Celery that is broken?"""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import celery_sabotages
 import pytest
 from celery_contract import CeleryContract
 
-from bites import bites
+from bites import Prepared, bites
 
 pytestmark = [pytest.mark.worker, pytest.mark.slow]
 
-globals().update(bites(CeleryContract, celery_sabotages.TABLE))
+
+class PreparedContract(Prepared, CeleryContract):
+    """Of workers whose process has run a job."""
+
+
+globals().update(bites(PreparedContract, celery_sabotages.TABLE))

@@ -15,7 +15,7 @@ from backgrounded_dramatiq import DramatiqHandler, _handler, _run
 from backgrounded_dramatiq._broker import Broker
 from backgrounded_dramatiq._message import Message
 
-from sabotage import Patch, Sabotages, lose_none, spend_less, with_options
+from sabotage import Patch, Sabotages, lose_none, spend_less, spoil_deliveries, spoil_retries, with_options
 
 TABLE = Sabotages()
 
@@ -142,15 +142,9 @@ def spoil_ends(patch: Patch, spoil: Callable[[State, Any], tuple[State, Any]]) -
     patch.setattr(_run, "_end", lambda broker, message, state, outcome: honest(broker, message, *spoil(state, outcome)))
 
 
-def spoil_deliveries(patch: Patch, spoil: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Spoil what the core is told of a run."""
-    honest = _run.Delivery
-    patch.setattr(_run, "Delivery", lambda **words: honest(**{**words, **spoil(words)}))
-
-
 @TABLE.worker("test_a_declared_policy_holds_and_the_call_may_change_it")
 def one_retry_too_many(patch: Patch) -> None:
-    spoil_deliveries(patch, lambda words: {"attempt": max(1, words["attempt"] - 1)})
+    spoil_deliveries(patch, _run, lambda words: {"attempt": max(1, words["attempt"] - 1)})
 
 
 @TABLE.worker("test_a_retry_that_waits_is_not_late")
@@ -194,25 +188,19 @@ def kept_job_is_dropped(patch: Patch) -> None:
 
 @TABLE.worker("test_a_nested_call_goes_back_through_the_same_handler")
 def alias_forgotten(patch: Patch) -> None:
-    spoil_deliveries(patch, lambda words: {"handler": "default"})
+    spoil_deliveries(patch, _run, lambda words: {"handler": "default"})
 
 
 @TABLE.worker("test_a_job_is_stopped_at_its_timeout_and_says_which")
 def deadline_not_told(patch: Patch) -> None:
-    spoil_deliveries(patch, lambda words: {"deadline": None})
-
-
-def spoil_retries(patch: Patch, **changes: Any) -> None:
-    """Let the message of the next try have other things in it."""
-    honest = _run._again
-    patch.setattr(_run, "_again", lambda broker, message, again: honest(broker, replace(message, **changes), again))
+    spoil_deliveries(patch, _run, lambda words: {"deadline": None})
 
 
 @TABLE.worker("test_a_job_that_recovers_succeeds_and_runs_no_more")
 def alias_forgotten_in_a_retry(patch: Patch) -> None:
-    spoil_retries(patch, handler="default")
+    spoil_retries(patch, _run, handler="default")
 
 
 @TABLE.worker("test_a_result_is_gone_after_its_time", within=4)
 def result_ttl_forgotten_in_a_retry(patch: Patch) -> None:
-    spoil_retries(patch, result_ttl=None)
+    spoil_retries(patch, _run, result_ttl=None)

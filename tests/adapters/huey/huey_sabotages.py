@@ -13,7 +13,7 @@ from backgrounded_huey._ledger import Ledger
 from backgrounded_huey._line import Line
 from huey.exceptions import RetryTask
 
-from sabotage import Patch, Sabotages, lose_none, spend_less
+from sabotage import Patch, Sabotages, lose_none, spend_less, spoil_deliveries
 
 TABLE = Sabotages()
 
@@ -134,12 +134,6 @@ def spoil_ends(patch: Patch, spoil: Callable[[State, Any], tuple[State, Any]]) -
     patch.setattr(Ledger, "end", end)
 
 
-def spoil_deliveries(patch: Patch, spoil: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
-    """Spoil what the core is told of a run."""
-    honest = _line.Delivery
-    patch.setattr(_line, "Delivery", lambda **words: honest(**{**words, **spoil(words)}))
-
-
 def spoil_retries(patch: Patch, spoil: Callable[[Any], None]) -> None:
     """Spoil the task of the next try."""
     honest = _line.perform
@@ -156,12 +150,12 @@ def spoil_retries(patch: Patch, spoil: Callable[[Any], None]) -> None:
 
 @TABLE.worker("test_a_declared_policy_holds_and_the_call_may_change_it")
 def one_retry_too_many(patch: Patch) -> None:
-    spoil_deliveries(patch, lambda words: {"attempt": max(1, words["attempt"] - 1)})
+    spoil_deliveries(patch, _line, lambda words: {"attempt": max(1, words["attempt"] - 1)})
 
 
 @TABLE.worker("test_a_job_that_recovers_succeeds_and_runs_no_more", within=4)
 def one_retry_too_few(patch: Patch) -> None:
-    spoil_deliveries(patch, lambda words: {"attempt": words["attempt"] + 1})
+    spoil_deliveries(patch, _line, lambda words: {"attempt": words["attempt"] + 1})
 
 
 @TABLE.worker("test_a_job_that_recovers_succeeds_and_runs_no_more")
@@ -199,7 +193,7 @@ def timeout_not_applied(patch: Patch) -> None:
 
 @TABLE.worker("test_a_job_is_stopped_at_its_timeout_and_says_which")
 def deadline_not_told(patch: Patch) -> None:
-    spoil_deliveries(patch, lambda words: {"deadline": None})
+    spoil_deliveries(patch, _line, lambda words: {"deadline": None})
 
 
 @TABLE.worker("test_a_job_that_was_cancelled_never_runs")

@@ -276,11 +276,13 @@ class Probe(Backgrounded):
         record(self.path, "give", value)
         return value
 
-    def hold(self, gate: str) -> None:
-        """Keep the worker busy until the file `gate` exists."""
+    def hold(self, gate: str, failures: int = 0) -> None:
+        """Keep the worker busy until the file `gate` exists. On the first so many runs, raise then."""
         record(self.path, "holding", gate)
         _await(gate)
         record(self.path, "released", gate)
+        if failures:
+            self.fail(failures, gate)
 
     def fail(self, times: int | None, key: str = "", kind: str = "ProbeError", message: str = "") -> int:
         """Raise on the first `times` runs (None: on all) with this key, then return the count; the oracle counts."""

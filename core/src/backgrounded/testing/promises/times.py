@@ -17,7 +17,7 @@ from backgrounded import (
 )
 from backgrounded.handler import OPTION_FEATURES, Feature
 
-from ..frame import Frame, Oracle, Send, keeps, needs
+from ..frame import Frame, Gate, Oracle, Send, keeps, needs
 from ..probe import given
 
 FAR: float = 600.0
@@ -190,6 +190,30 @@ class Priorities(Frame):
         oracle.wait("note", 3)
         runs = [event.what for event in oracle.events() if event.what in ("fail", "note")]
         assert runs == ["fail"] * 3 + ["note"] * 3
+
+    @needs(Feature.PRIORITY, Feature.RETRY, worker=True, priority=8, retry=1)
+    def test_a_retry_is_no_more_urgent_than_its_job(
+        self, handler: Any, send: Send, oracle: Oracle, tmp_path: Path
+    ) -> None:
+        """K143: what is lost on the way to the next try may mean "first" to an engine."""
+        levels = self._levels(handler)
+        if len(levels) < 3:
+            pytest.skip("the handler tells two priorities apart, and a job without one has one of them")
+        gate = Gate(tmp_path / "gate")
+        send(priority=levels[-1], retry=1).hold(gate.path, 1)
+        oracle.wait("holding")
+        for number in range(3):
+            send().note(number)
+        gate.open()
+        oracle.wait("recovered")
+        assert [event.what for event in oracle.events()[2:]] == [
+            "fail",
+            *["note"] * 3,
+            "holding",
+            "released",
+            "fail",
+            "recovered",
+        ]
 
     def test_priority_5_is_never_refused(self, send: Send, oracle: Oracle) -> None:
         """K112"""
