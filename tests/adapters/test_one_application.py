@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from postgres import postgres_server, procrastinate_on
 from processes import running
-from servers import rabbitmq, redis_server
+from servers import free_port, rabbitmq, redis_server
 
 pytestmark = pytest.mark.worker
 HERE = Path(__file__).parent
@@ -88,3 +89,42 @@ def test_one_application_runs_on_every_engine_without_a_line_that_changes(engine
                 check=False,
             )
         assert said.stdout == SAID, said.stderr + output.read_text()
+
+
+def elsewhere(url: str) -> str:
+    """A file of its own, or a server that is not there."""
+    return f"{url}.other" if "sqlite" in url else re.sub(r":\d+", f":{free_port()}", url)
+
+
+TO_MAIL = """
+import sys
+from anyshop.two import Account
+print(Account("ada", sys.argv[1]).backgrounded(handler="mail", queue="custom").note("first").result(60))
+"""
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "rq", "huey", "celery-redis", "procrastinate", "dramatiq-redis"])
+@pytest.mark.parametrize("other", ["memory", "the same"])
+def test_a_worker_serves_the_handler_that_it_is_started_for(engine: str, other: str, tmp_path: Path) -> None:
+    """Whatever the application's default is."""
+    place, what = ENGINES[engine]
+    with place(what, tmp_path) as settings:
+        mail = settings["BACKGROUNDED_URL"]
+        environment = {
+            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+            "BACKGROUNDED_APP": "anyshop.two",
+            "ANYSHOP_DEFAULT": "memory" if other == "memory" else elsewhere(mail),
+            "ANYSHOP_MAIL": mail,
+        }
+        worker = [sys.executable, "-m", "backgrounded", "worker", "--handler", "mail", "custom"]
+        output = tmp_path / "worker.log"
+        with running(worker, environment=environment, output=output, is_ready=lambda: True):
+            said = subprocess.run(
+                [sys.executable, "-c", TO_MAIL, str(tmp_path / "book")],
+                env={**os.environ, **environment},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+        assert said.stdout == "ada: first\n", said.stderr + output.read_text()

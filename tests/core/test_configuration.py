@@ -20,6 +20,7 @@ from backgrounded import (
     HandlerNotFound,
     Limits,
     NotAllowed,
+    _runtime,
     background,
     backgroundable,
     configure,
@@ -27,6 +28,7 @@ from backgrounded import (
     perform,
     reset,
     using,
+    worker_handler,
 )
 from backgrounded._configuration import parse_url
 from backgrounded.handler import Feature, check_seconds, put_into_url, take_from_url
@@ -505,6 +507,32 @@ def test_a_plugin_that_cannot_be_imported_is_named(site: Path) -> None:
         ConfigurationError, match="Plugin 'bad' is installed but cannot be imported: RuntimeError: boom"
     ):
         User().backgrounded.do_stuff()
+
+
+# -- in a worker
+
+
+@pytest.mark.parametrize("says", [None, "memory", "thread"])
+@pytest.mark.parametrize("url", [None, "memory://", "thread://"])
+def test_a_worker_has_the_handler_of_its_url_or_else_the_default_of_the_application(
+    url: str | None, says: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = f"worker_app_{says}_{(url or 'none').partition(':')[0]}"
+    (tmp_path / f"{name}.py").write_text(f"import backgrounded\nbackgrounded.configure({says!r})\n" if says else "")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("BACKGROUNDED_APP", name)
+    if url is not None:
+        monkeypatch.setenv("BACKGROUNDED_URL", url)
+    reset()
+    found = worker_handler(MemoryHandler)
+    assert name in sys.modules
+    if "memory" not in (says, (url or "").partition(":")[0]):
+        assert found is None
+    else:
+        assert isinstance(found, MemoryHandler)
+        assert (found is get_handler()) == (says is None or url != "memory://"), "the URL's goes first"
+    if url is None and says is None:
+        assert not _runtime.configured("default"), "it configures nothing by itself"
 
 
 def test_a_call_without_plugins_imports_no_pluggy_and_the_hook_marker_is_found_lazily() -> None:

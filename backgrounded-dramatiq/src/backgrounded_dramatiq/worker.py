@@ -6,28 +6,23 @@ set or configure, which are imported first.
 
 from __future__ import annotations
 
-import importlib
 import os
-from typing import Any
 
 import dramatiq
-from backgrounded import ConfigurationError, get_handler
+from backgrounded import ConfigurationError, worker_handler
 
 from ._handler import DramatiqHandler
 from ._middleware import attach
 from ._settings import global_broker
 
-for _name in os.environ.get("BACKGROUNDED_APP", "").split(","):
-    if _name.strip():
-        importlib.import_module(_name.strip())
-
-if "BACKGROUNDED_URL" not in os.environ and (_found := global_broker()) is not None:
-    attach(_found)  # without asking for a handler, which would make one for nested calls to run inside of their job
-else:
-    _handler: Any = get_handler()
-    if not isinstance(_handler, DramatiqHandler):
-        raise ConfigurationError(
-            "backgrounded_dramatiq.worker runs the broker of BACKGROUNDED_URL, such as "
-            "dramatiq+redis://localhost:6379/0, or the one that a module in BACKGROUNDED_APP sets or configures."
-        )
+_handler = worker_handler(DramatiqHandler)
+_named = _handler if "BACKGROUNDED_URL" in os.environ else None
+if _named is None and (_found := global_broker()) is not None:
+    attach(_found)
+elif _handler is not None:
     dramatiq.set_broker(_handler.broker.dramatiq)
+else:
+    raise ConfigurationError(
+        "backgrounded_dramatiq.worker runs the broker of BACKGROUNDED_URL, such as "
+        "dramatiq+redis://localhost:6379/0, or the one that a module in BACKGROUNDED_APP sets or configures."
+    )

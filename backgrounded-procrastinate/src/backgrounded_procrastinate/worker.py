@@ -2,8 +2,9 @@
 
     procrastinate --app=backgrounded_procrastinate.worker.app worker
 
-That of the configured handler, BACKGROUNDED_URL=procrastinate+postgresql://localhost/shop: made for that URL, or the
-application's own, which is told of our tasks where no module of the application does so.
+That of BACKGROUNDED_URL, such as procrastinate+postgresql://localhost/shop; without it, that of the handler which the
+modules in BACKGROUNDED_APP configure. It is made for a URL, or the application's own, which is told of our tasks where
+no module of the application does so.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from ._handler import ProcrastinateHandler
 if str(Path.cwd()) not in sys.path:
     sys.path.insert(0, str(Path.cwd()))  # where the application is; a script does not have it
 
-backgrounded.load_app()
-_handler = backgrounded.get_handler()
-if not isinstance(_handler, ProcrastinateHandler):
+_handler = backgrounded.worker_handler(ProcrastinateHandler)
+if _handler is None:
     raise backgrounded.ConfigurationError(
         "backgrounded_procrastinate.worker serves the app of BACKGROUNDED_URL, such as "
         "procrastinate+postgresql://localhost/shop or procrastinate://shop.tasks:app."

@@ -22,7 +22,7 @@ from ._configuration import (
     using,
 )
 from ._proxy import Backgrounded, abackground, alater, background, backgroundable, install, later
-from ._runtime import CurrentJob, current_job, load_app, perform
+from ._runtime import CurrentJob, current_job, load_app, perform, worker_handler
 from .calls import Call, Options, Retry, Unique
 from .codec import Converter, Limits
 from .errors import (
@@ -130,4 +130,5 @@ __all__ = [
     "register_service",
     "reset",
     "using",
+    "worker_handler",
 ]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from ._configuration import (
     DEFAULT,
@@ -52,6 +52,8 @@ from .handler import Again, Delivery, Feature, Handler, Keep, Skip, State, Verdi
 from .references import Method, is_class, owner_of
 
 logger = logging.getLogger("backgrounded")
+
+H = TypeVar("H")
 
 TRIP: Final = 1_000
 """Calls in one trip of a batch or a map."""
@@ -603,3 +605,15 @@ def load_app() -> None:
                 f"BACKGROUNDED_APP={wanted}: the module {module} could not be imported ({type(error).__name__})."
             ) from error
     _apps_loaded[:] = [wanted]
+
+
+def worker_handler(kind: type[H]) -> H | None:
+    """The handler of this kind whose worker this process is, with BACKGROUNDED_APP imported. None: there is none.
+
+    It is that of BACKGROUNDED_URL, as a `worker_command` sets it, whatever default the application configures; where
+    that names another kind or nothing, it is the application's default. Raises TargetNotFound.
+    """
+    named = configured(DEFAULT)
+    load_app()
+    found = [one.handler for one in (named, configured(DEFAULT)) if one is not None]
+    return next((handler for handler in found if isinstance(handler, kind)), None)

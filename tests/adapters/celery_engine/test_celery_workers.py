@@ -23,6 +23,7 @@ from backgrounded.handler import Feature
 from backgrounded.testing.probe import events
 from backgrounded_celery import CeleryHandler
 from celery import Celery
+from celery_contract import celery_worker
 from celeryshop.jobs import Item
 from celerytools import starts
 
@@ -99,6 +100,34 @@ def test_the_directory_in_which_a_worker_starts_is_enough(handler, shop_url, sta
     home = ["env", "-C", str(tmp_path), "celery", "-A", "celerycwd.celery"]
     with start_worker("-Q", "cwd", BACKGROUNDED_APP="celerycwd.jobs", PYTHONPATH="", before=" ".join(home)):
         assert Here(oracle).backgrounded(queue="cwd").give(1).result(timeout=60) == 1
+
+
+EARLY = """
+import os
+from backgrounded import Backgrounded
+
+HERE = os.getpid()
+
+class Early(Backgrounded):
+    def __backgrounded_args__(self):
+        return (), {}
+
+    def where(self):
+        return [HERE, os.getppid()]
+"""
+
+
+def test_a_worker_of_ours_imports_the_application_once_for_all_processes(shop_url, tmp_path, monkeypatch):
+    (tmp_path / "earlyshop.py").write_text(EARLY)
+    monkeypatch.syspath_prepend(tmp_path)
+    from earlyshop import Early
+
+    early = {"BACKGROUNDED_APP": "earlyshop", "PYTHONPATH": str(tmp_path)}
+    with backgrounded.using("celery", url=shop_url) as handler:
+        with celery_worker(handler, ["early"], tmp_path / "log", **early):
+            imported, parent = Early().backgrounded(queue="early").where().result(timeout=60)
+        handler.close()
+    assert imported == parent
 
 
 def test_a_nested_call_goes_back_where_its_job_came_from(handler, shop_worker, oracle):
