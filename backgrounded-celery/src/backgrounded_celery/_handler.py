@@ -45,6 +45,7 @@ from ._settings import (
     guarantees_of,
     is_loaded,
     name_of,
+    why_no_queue,
 )
 from .task import TASK
 
@@ -83,8 +84,8 @@ class CeleryHandler:
     ) -> None:
         if url is not None and app is not None:
             raise ConfigurationError("celery: give one of url and app, each says which app it is.")
-        if queue is not None and not (isinstance(queue, str) and queue):
-            raise ConfigurationError(f"celery: queue: must be a name, got {queue!r}.")
+        if queue is not None and (why := why_no_queue(queue)) is not None:
+            raise ConfigurationError(f"celery: queue: {why}, got {queue!r}.")
         if app is not None and not isinstance(app, (str, Celery)):
             raise ConfigurationError(f"celery: app must be a Celery app or its name, got {type(app).__name__}.")
         if app is None and url is not None and "://" not in url:
@@ -153,6 +154,8 @@ class CeleryHandler:
     def check(self, call: Call) -> None:
         """Refuse what this app does not keep, and limits within which Redis would run the job twice."""
         refuse_unkept(call, "celery", features_of(self.broker))
+        if call.options.queue is not None and (why := why_no_queue(call.options.queue)) is not None:
+            raise InvalidOption("queue", why)
         timeout, visibility = call.options.timeout, self.broker.visibility_timeout
         if timeout is not None and self.broker.transport == "redis" and timeout >= visibility:
             raise InvalidOption(

@@ -134,6 +134,7 @@ class Place:
         return app
 
 
+LONGEST_QUEUE: Final = 255
 _IN_URL: Final = ("result_backend", "visibility_timeout", "queue")
 
 
@@ -165,6 +166,17 @@ def name_of(app: Celery) -> str:
         except ConfigurationError:
             continue
     raise ConfigurationError('celery: a worker finds an app by name: configure("celery", app="shop.celery:app").')
+
+
+def why_no_queue(name: object) -> str | None:
+    """Why this cannot be the name of a queue; None: it can."""
+    if not isinstance(name, str) or not name:
+        return "must be a name"
+    if "," in name:
+        return "must hold no comma: no worker could be told to serve it"
+    if len(name.encode()) > LONGEST_QUEUE:
+        return f"must not be longer than {LONGEST_QUEUE} bytes, which RabbitMQ takes"
+    return None
 
 
 # -- what is promised

@@ -40,6 +40,7 @@ from ._sending import NotSent
 from ._settings import (
     DELAYED,
     EVERYTHING,
+    LONGEST_QUEUE,
     THREADS,
     Place,
     check_count,
@@ -192,7 +193,7 @@ class DramatiqHandler:
             raise InvalidOption(
                 "queue",
                 f"{queue!r}: Dramatiq's queues begin with a letter or an underscore, then come letters, digits, dots, "
-                "dashes and underscores; what ends in .DQ or .XQ is made by Dramatiq",
+                f"dashes and underscores, {LONGEST_QUEUE} in all; what ends in .DQ or .XQ is made by Dramatiq",
             )
 
     def enqueue(self, call: Call) -> str:

@@ -65,12 +65,15 @@ def has_priorities(broker: Broker) -> bool:
     return broker.kind == "amqp" and (getattr(broker.dramatiq, "max_priority", None) or 0) >= PRIORITIES
 
 
+LONGEST_QUEUE: Final = 252
+"""Of the 255 bytes that RabbitMQ takes, three are for Dramatiq's .DQ and .XQ."""
 _QUEUE: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
 
 
 def is_queue(name: str) -> bool:
     """Whether Dramatiq takes the name of a queue, and it is not one of those that Dramatiq makes of such names."""
-    return bool(_QUEUE.fullmatch(name)) and not name.startswith("__") and not name.endswith((".DQ", ".XQ", ".msgs"))
+    is_theirs = name.startswith("__") or name.endswith((".DQ", ".XQ", ".msgs"))
+    return bool(_QUEUE.fullmatch(name)) and len(name) <= LONGEST_QUEUE and not is_theirs
 
 
 # -- which broker

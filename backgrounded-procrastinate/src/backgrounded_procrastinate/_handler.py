@@ -193,7 +193,7 @@ class ProcrastinateHandler:
                 raise ConfigurationError(f"procrastinate: queues: {why}, got {name!r}.")
         command = [
             *("procrastinate", "--app=backgrounded_procrastinate.worker.app", "worker"),
-            *("--queues", ",".join(names), "--concurrency", str(self.concurrency)),
+            *(f"--queues={','.join(names)}", "--concurrency", str(self.concurrency)),
             *("--fetch-job-polling-interval", "1"),
         ]
         return with_settings(command, {**worker_settings(), "BACKGROUNDED_URL": self._url_for_worker()})

@@ -381,7 +381,8 @@ class RQHandler:
         command += ["-S", serializer_name(self._serializer), "-j", "backgrounded_rq.Job"]
         command += ["--queue-class", "backgrounded_rq.Queue"]
         command += ["--worker-ttl", "20", "--maintenance-interval", "5", "--job-monitoring-interval", "2"]
-        command += [level for name in list(queues) or [self.default_queue] for level in self._with_priorities(name)]
+        levels = [level for name in list(queues) or [self.default_queue] for level in self._with_priorities(name)]
+        command += ["--", *levels] if any(level.startswith("-") for level in levels) else levels
         return with_settings(command, settings)
 
     def _with_priorities(self, name: str) -> list[str]:

@@ -83,7 +83,7 @@ def start_worker(shop_url: str, tmp_path_factory: pytest.TempPathFactory) -> Cal
     def start(*queues: str, app: str = "procrastinateshop.tasks.app", **environment: str) -> Any:
         command = ["procrastinate", f"--app={app}", "worker", "--fetch-job-polling-interval", "1"]
         given = {"PROCRASTINATESHOP_URL": shop_url, "BACKGROUNDED_APP": "procrastinateshop.jobs", **environment}
-        return worker([*command, "--queues", ",".join(queues)], folder, **given)
+        return worker([*command, f"--queues={','.join(queues)}"], folder, **given)
 
     return start
 

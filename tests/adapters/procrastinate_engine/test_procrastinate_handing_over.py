@@ -340,6 +340,6 @@ def test_the_command_carries_what_a_worker_needs(shop, monkeypatch, caplog):
         "BACKGROUNDED_URL=procrastinate+postgresql://me:hush@localhost/shop?sslmode=require&queue=main",
     ]
     assert "hush" not in " ".join(command[3:])
-    assert "main,backgrounded.recover" in command
+    assert "--queues=main,backgrounded.recover" in command
     with pytest.raises(ConfigurationError, match="by its name"):
         ProcrastinateHandler(app=shop).worker_command(["a"])

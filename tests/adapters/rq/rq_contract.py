@@ -55,6 +55,7 @@ def rq_worker(
 ) -> AbstractContextManager[Any]:
     """A worker of RQ, ready when it is listed and its scheduler has the queues' locks."""
     name = f"worker-{uuid.uuid4().hex[:8]}"
+    at = command.index("worker") + 1
 
     def is_ready() -> bool:
         locks = [RQScheduler.get_locking_key(queue) for queue in queues]
@@ -62,7 +63,7 @@ def rq_worker(
         return listed and handler.connection.exists(*locks) == len(locks)
 
     return running(
-        [*command, "--name", name],
+        [*command[:at], "--name", name, *command[at:]],
         environment={"BACKGROUNDED_APP": "backgrounded.testing.probe"},
         output=output,
         is_ready=is_ready,
@@ -72,4 +73,4 @@ def rq_worker(
 def plain_command(handler: RQHandler, queues: Sequence[str], *options: str) -> list[str]:
     """`rq worker` as an application uses it today."""
     levels = [level for queue in queues for level in (f"{queue}.high", queue, f"{queue}.low")]
-    return ["rq", "worker", "--url", handler.url, "--with-scheduler", *options, *levels]
+    return ["rq", "worker", "--url", handler.url, "--with-scheduler", *options, "--", *levels]

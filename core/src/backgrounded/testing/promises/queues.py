@@ -6,6 +6,7 @@ import contextvars
 import sys
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ import pytest
 
 import backgrounded
 from backgrounded import (
+    InvalidOption,
     Retry,
     State,
 )
@@ -139,6 +141,22 @@ class Queues(Frame):
     def test_a_nested_call_reaches_the_queue_it_names(self, rounds: Rounds) -> None:
         """K25 K95"""
         assert rounds.of("inner") == ([], [given("inner")])
+
+    @needs(Feature.QUEUES, worker=True)
+    def test_a_queue_that_is_taken_at_the_call_is_one_that_a_worker_can_serve(
+        self, handler: Any, oracle: Oracle
+    ) -> None:
+        """K95: whatever it is called. An engine or its command that cannot have such a name refuses it at the call."""
+        taken = []
+        for name in ("a b", "комната", "a,b", "-q", "a/b:c.d", "%2F*", "q" * 300):
+            queue = f"{name}{uuid.uuid4().hex[:8]}"
+            with suppress(InvalidOption):
+                Probe(oracle.path).backgrounded(queue=queue).note(queue)
+                taken.append(queue)
+        if taken:
+            with self.worker(handler, *taken):
+                oracle.wait("note", len(taken))
+        assert sorted(oracle.given("note")) == sorted(map(given, taken))
 
     @needs(Feature.QUEUES, Feature.RETRY, Feature.RETRY_WAIT, worker=True)
     def test_a_retry_survives_the_end_of_the_worker(self, rounds: Rounds) -> None:
