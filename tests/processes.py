@@ -30,8 +30,11 @@ def running(
     output: Path,
     is_ready: Callable[[], bool],
     within: float = 60.0,
+    again: float | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A worker process inside the block: ready at its beginning, told to end (SIGTERM) and awaited at its end.
+
+    One that may miss the first SIGTERM is told `again` after so many seconds.
 
     Commands are looked for beside the Python that runs the tests first; what they write is appended to `output`.
     """
@@ -52,12 +55,17 @@ def running(
             time.sleep(0.01)
         yield process
     finally:
-        _end(process, output, within)
+        _end(process, output, within, again)
 
 
-def _end(process: subprocess.Popen[bytes], output: Path, within: float) -> None:
+def _end(process: subprocess.Popen[bytes], output: Path, within: float, again: float | None) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
+    if again is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(again)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
     try:
         process.wait(within)
     except subprocess.TimeoutExpired:

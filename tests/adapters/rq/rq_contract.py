@@ -53,7 +53,11 @@ class RQContract(HandlerContract):
 def rq_worker(
     command: Sequence[str], handler: RQHandler, queues: Sequence[str], output: Path
 ) -> AbstractContextManager[Any]:
-    """A worker of RQ, ready when it is listed and its scheduler has the queues' locks."""
+    """A worker of RQ, ready when it is listed and its scheduler has the queues' locks.
+
+    RQ (2.2 to 3.0) looks whether it was told to end, and is idle only then: what comes in between is heard after the
+    next job. So it is told again.
+    """
     name = f"worker-{uuid.uuid4().hex[:8]}"
     at = command.index("worker") + 1
 
@@ -67,6 +71,7 @@ def rq_worker(
         environment={"BACKGROUNDED_APP": "backgrounded.testing.probe"},
         output=output,
         is_ready=is_ready,
+        again=20,
     )
 
 
