@@ -5,7 +5,6 @@ The file does what a broker does elsewhere. Nothing is kept in the handler but w
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -18,12 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from backgrounded import Call, ConfigurationError, EnqueueError, NoResult
+from backgrounded import Call, ConfigurationError, EnqueueError
 from backgrounded.handler import (
     Feature,
     Guarantees,
     Kept,
     State,
+    outcome_from,
     result_of,
     warn_without_app,
     with_settings,
@@ -117,7 +117,7 @@ class SQLiteHandler:
             if version != seen or pause == LAST_LOOK:
                 state, stored = self._store.look(id)
                 if state.ended or state is State.UNKNOWN or time.monotonic() >= end:
-                    return result_of(id, state, _outcome_of(id, stored))
+                    return result_of(id, state, outcome_from(id, stored))
             seen = version
             time.sleep(min(pause, max(0.0, end - time.monotonic())))
             pause = min(pause * 1.5, LAST_LOOK)
@@ -160,13 +160,6 @@ class SQLiteHandler:
 
     def __repr__(self) -> str:
         return f"<SQLiteHandler of {str(self.path)!r}>"
-
-
-def _outcome_of(id: str, stored: bytes | None) -> Any:
-    try:
-        return None if stored is None else json.loads(stored)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise NoResult(f"What is written down about the end of job {id} cannot be read.") from error
 
 
 def _check_queue(queue: Any) -> str:

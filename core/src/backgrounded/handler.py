@@ -17,12 +17,13 @@ A minimal handler:
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -300,7 +301,7 @@ def refuse_unkept(call: Call, handler: str, features: frozenset[Feature]) -> Non
             raise UnsupportedOption(option, handler, kept_options(features))
 
 
-def take_from_url(url: str, names: Iterable[str]) -> tuple[str, dict[str, Any]]:
+def take_from_url(url: str, names: Collection[str]) -> tuple[str, dict[str, Any]]:
     """A URL without these words of its query, and the words: the adapter's own, beside what is for the engine."""
     place, _, query = url.partition("?")
     words = parse_qsl(query, keep_blank_values=True)
@@ -385,6 +386,18 @@ def _message_of(error: BaseException) -> str:
         return "(its message cannot be read)"
 
 
+def outcome_from(id: str, stored: bytes | None) -> Any:
+    """What was written down as JSON about the end of a job; None: nothing. Raises NoResult for what cannot be read."""
+    try:
+        return None if stored is None else json.loads(stored)
+    except (TypeError, ValueError, RecursionError) as error:  # anybody may have written it
+        raise _unreadable(id) from error
+
+
+def _unreadable(id: str) -> NoResult:
+    return NoResult(f"What is written down about the end of job {id} cannot be read.")
+
+
 def result_of(id: str, state: State, outcome: Any) -> Any:
     """What `Handler.result` gives back, or raises, of a job that was found in this state.
 
@@ -397,7 +410,7 @@ def result_of(id: str, state: State, outcome: Any) -> Any:
     if state is State.FAILED and (about or outcome is None):
         raise failure_from(about)
     if state is State.FAILED:
-        raise NoResult(f"What is written down about the end of job {id} cannot be read.")
+        raise _unreadable(id)
     if state is State.UNKNOWN:
         raise NoResult(f"Nothing is known (any more) of job {id}.")
     if not state.ended:

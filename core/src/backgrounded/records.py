@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from .calls import Call
-from .errors import Duplicate, NoResult
-from .handler import Finding, State, result_of
+from .errors import Duplicate
+from .handler import Finding, State, outcome_from, result_of
 
 DAY: Final = 86_400
 WAITING: Final = 30 * DAY
@@ -211,7 +211,7 @@ class Records:
     def result(self, id: str, timeout: float | None) -> Any:
         """As `Handler.result`. Raises JobFailed, NoResult, ResultTimeout."""
         state, stored = self.wait(id, timeout)
-        return result_of(id, state, _outcome_of(id, stored))
+        return result_of(id, state, outcome_from(id, stored))
 
 
 def _is_last(found: tuple[State, Any]) -> bool:
@@ -225,11 +225,3 @@ def _waiting(due: float | None) -> int:
 
 def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _outcome_of(id: str, stored: bytes | None) -> Any:
-    """What `end` was given. Raises NoResult for what cannot be read."""
-    try:
-        return None if stored is None else json.loads(stored)
-    except (ValueError, RecursionError) as error:
-        raise NoResult(f"What is written down about the end of job {id} cannot be read.") from error
