@@ -91,6 +91,42 @@ def test_one_application_runs_on_every_engine_without_a_line_that_changes(engine
         assert said.stdout == SAID, said.stderr + output.read_text()
 
 
+GREENLETS: dict[str, tuple[str, ...]] = {
+    "sqlite": (),
+    "rq": (),
+    "celery-redis": (
+        *("celery", "-A", "backgrounded_celery.worker", "worker"),
+        *("--pool", "gevent", "--concurrency", "10", "-Q", "custom"),
+    ),
+    "procrastinate": (),
+    "dramatiq-redis": ("dramatiq-gevent", "backgrounded_dramatiq.worker", "--processes", "1", "-Q", "custom"),
+}
+"""By engine, its worker where that runs greenlets too: then `async` methods run side by side there."""
+
+
+@pytest.mark.parametrize("engine", GREENLETS)
+def test_an_application_of_greenlets_calls_and_waits_in_many_of_them(engine: str, tmp_path: Path) -> None:
+    place, what = ENGINES[engine]
+    with place(what, tmp_path) as settings:
+        environment = {
+            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+            "BACKGROUNDED_APP": "anyshop.models",
+            **settings,
+        }
+        worker = GREENLETS[engine] or (sys.executable, "-m", "backgrounded", "worker", "custom")
+        output = tmp_path / "worker.log"
+        with running(worker, environment=environment, output=output, is_ready=lambda: True):
+            said = subprocess.run(
+                [sys.executable, "-m", "anyshop.greenlets", str(tmp_path / "book"), "5" if GREENLETS[engine] else "1"],
+                env={**os.environ, **environment},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+        assert said.stdout == "120 called\n{'ada: awaited'}\n{'met'}\n", said.stderr + output.read_text()
+
+
 def elsewhere(url: str) -> str:
     """A file of its own, or a server that is not there."""
     return f"{url}.other" if "sqlite" in url else re.sub(r":\d+", f":{free_port()}", url)

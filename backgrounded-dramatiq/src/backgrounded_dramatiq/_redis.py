@@ -18,10 +18,8 @@ import dramatiq
 import redis
 from backgrounded import ConfigurationError
 from backgrounded.handler import Finding, Kept, not_reached
-from backgrounded.records import examine_redis
-from redis.backoff import NoBackoff
+from backgrounded.records import examine_redis, redis_settings
 from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
 
 from ._message import Message
 from ._sending import NotSent, message_of
@@ -148,9 +146,7 @@ def prefix_of(broker: Any) -> str:
 
 def from_url(url: str, patience: float) -> redis.Redis:
     """A client whose every step has so many seconds, and that never tries again by itself."""
-    return redis.Redis.from_url(
-        url, socket_timeout=patience, socket_connect_timeout=patience, retry=Retry(NoBackoff(), 0)
-    )
+    return redis.Redis.from_url(url, **redis_settings(patience))
 
 
 def bounded(client: Any, patience: float) -> Any:
@@ -159,11 +155,10 @@ def bounded(client: Any, patience: float) -> Any:
         return client
     pool: Any = client.connection_pool
     kind: Any = pool.connection_class
-    settings = {**pool.connection_kwargs, "socket_timeout": patience, "retry": Retry(NoBackoff(), 0)}
-    settings |= {"retry_on_timeout": False, "retry_on_error": []}
-    is_a_socket = issubclass(kind, redis.UnixDomainSocketConnection)  # which has one timeout only
-    if not is_a_socket:
-        settings["socket_connect_timeout"] = patience
+    settings = {**pool.connection_kwargs, **redis_settings(patience), "retry_on_timeout": False, "retry_on_error": []}
+    has_one_timeout_only = issubclass(kind, redis.UnixDomainSocketConnection)
+    if has_one_timeout_only:
+        del settings["socket_connect_timeout"]
     return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **settings))
 
 

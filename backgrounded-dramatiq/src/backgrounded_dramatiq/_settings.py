@@ -17,6 +17,7 @@ import dramatiq
 import dramatiq.broker
 from backgrounded import ConfigurationError
 from backgrounded.handler import Feature, Guarantees, check_seconds, put_into_url, take_from_url
+from backgrounded.records import UNLIMITED
 
 from ._broker import Broker, is_a
 
@@ -125,7 +126,11 @@ class Place:
 
         heartbeat = int(1000 * (self.heartbeat_timeout or HEARTBEAT))
         return OwnRedisBroker(
-            url=self.broker, namespace=NAMESPACE, heartbeat_timeout=heartbeat, maintenance_chance=MAINTENANCE
+            url=self.broker,
+            namespace=NAMESPACE,
+            heartbeat_timeout=heartbeat,
+            maintenance_chance=MAINTENANCE,
+            max_connections=UNLIMITED,
         )
 
     def _rabbit(self) -> dramatiq.Broker:

@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from backgrounded import ConfigurationError
 from backgrounded.handler import printable
+from backgrounded.records import redis_settings
 from huey import Huey, PriorityRedisHuey, SqliteHuey
 
 from ._line import UNREADABLE, line_of
@@ -88,16 +89,12 @@ def _pool(url: str, patience: float) -> Any:
     """Connections that answer or fail in time, and never send a write again by themselves."""
     try:
         from redis import ConnectionPool
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
     except ImportError:
         raise ConfigurationError(
             "huey: url: the package redis is missing. pip install 'backgrounded-huey[redis]'"
         ) from None
     try:
-        return ConnectionPool.from_url(
-            url, socket_timeout=patience, socket_connect_timeout=patience, retry=Retry(NoBackoff(), 0)
-        )
+        return ConnectionPool.from_url(url, **redis_settings(patience))
     except ValueError as error:
         raise ConfigurationError(f"huey: url: {error}. An example: redis://localhost:6379/0") from None
 

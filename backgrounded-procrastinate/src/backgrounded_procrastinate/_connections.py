@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,19 +20,19 @@ from typing import Any, Final
 import psycopg
 
 MOST: Final = 10
-"""Idle connections that are kept for the next call."""
+"""Connections of one process: a server has a hundred for all, and each use takes milliseconds."""
 _SHORTEST: Final = 2
 """Seconds: libpq takes a shorter `connect_timeout` for this."""
 
 
 class NotConnected(psycopg.OperationalError):
-    """There was never a connection: nothing was sent."""
+    """There was no connection: nothing was sent."""
 
 
 class Connections:
-    """Connections to one database, in autocommit mode. Nothing is connected before the first use.
+    """At most ten connections to one database, in autocommit mode. Nothing is connected before the first use.
 
-    `patience` bounds connecting and each use of a connection, in seconds.
+    `patience` bounds connecting and each use of a connection, the wait for one included, in seconds.
     """
 
     def __init__(self, conninfo: str, more: Mapping[str, Any], patience: float) -> None:
@@ -42,23 +43,30 @@ class Connections:
         self._inherited: list[psycopg.Connection[Any]] = []
         self._owner = [os.getpid()]
         self._lock = threading.Lock()
+        self._free = threading.Semaphore(MOST)
         weakref.finalize(self, _close, self._idle, self._owner)
 
     @contextmanager
     def one(self) -> Iterator[psycopg.Connection[Any]]:
         """A connection for the block; it goes back when the block succeeds. Raises psycopg.Error."""
-        connection = self._take() or self._connect()
+        self._take_over()
+        free, began = self._free, time.monotonic()
+        line = self.patience / 2  # the rest is for the use: what is cut off in the middle may have arrived
+        if not free.acquire(timeout=line):
+            raise NotConnected(f"All {MOST} connections of this process have been in use for {line:g} s.")
         try:
-            with bounded(connection, self.patience):
-                yield connection
-        except BaseException:
-            connection.close()
-            raise
-        with self._lock:
-            if len(self._idle) < MOST:
+            left = self.patience - (time.monotonic() - began)
+            connection = self._take() or self._connect()
+            try:
+                with bounded(connection, left):
+                    yield connection
+            except BaseException:
+                connection.close()
+                raise
+            with self._lock:
                 self._idle.append(connection)
-                return
-        connection.close()
+        finally:
+            free.release()
 
     def _connect(self) -> psycopg.Connection[Any]:
         seconds = max(_SHORTEST, math.ceil(self.patience))
@@ -67,12 +75,17 @@ class Connections:
         except psycopg.OperationalError as error:
             raise NotConnected(str(error)) from error
 
-    def _take(self) -> psycopg.Connection[Any] | None:
+    def _take_over(self) -> None:
+        """In a process that was forked begin anew. To close here what the parent has opened would end its sessions."""
         with self._lock:
-            if self._owner != [os.getpid()]:  # to close them here would end the parent's sessions
+            if self._owner != [os.getpid()]:
                 self._inherited += self._idle
                 self._idle.clear()
+                self._free = threading.Semaphore(MOST)
                 self._owner[:] = [os.getpid()]
+
+    def _take(self) -> psycopg.Connection[Any] | None:
+        with self._lock:
             while self._idle:
                 connection = self._idle.pop()
                 if _is_usable(connection):
@@ -82,6 +95,7 @@ class Connections:
 
     def close(self) -> None:
         """Close what is idle; the next use connects again."""
+        self._take_over()
         while (connection := self._take()) is not None:
             connection.close()
 

@@ -7,10 +7,9 @@ from urllib.parse import quote, urlencode
 
 from backgrounded import ConfigurationError
 from backgrounded.handler import not_reached
+from backgrounded.records import redis_settings
 from redis import Redis, SSLConnection
-from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError
-from redis.retry import Retry
 
 _REFUSALS: Final = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
 
@@ -18,7 +17,7 @@ _REFUSALS: Final = (ResponseError, AuthenticationError, AuthorizationError, Busy
 def connect(url: str, timeout: float) -> Redis:
     """A connection that answers or fails within the timeout, and never sends a write again by itself."""
     try:
-        return Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0))
+        return Redis.from_url(url, **redis_settings(timeout))
     except ValueError as error:
         raise ConfigurationError(f"rq: url: {error}. An example: redis://localhost:6379/0") from None
 

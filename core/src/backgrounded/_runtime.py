@@ -13,6 +13,7 @@ import importlib
 import inspect
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -556,15 +557,25 @@ def await_if_needed(value: Any) -> Any:
     async def resolve() -> Any:
         return await value
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(resolve())
-    import concurrent.futures
+    threads = _green_threads()
+    if threads is None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(resolve())
+        from concurrent.futures import ThreadPoolExecutor as threads
     import contextvars
 
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with threads(1) as pool:
         return pool.submit(contextvars.copy_context().run, asyncio.run, resolve()).result()
+
+
+def _green_threads() -> Any:
+    """Under gevent, what gives a thread of the system. Greenlets share one, and a thread runs one loop at a time."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("threading"):
+        return None
+    return importlib.import_module("gevent.threadpool").ThreadPoolExecutor
 
 
 def _report(hooks: Hooks, job: CurrentJob, outcome: State, cause: BaseException | None, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 For adapters whose engine has a Redis at hand: each job has one record there, a hash of ours: its state, how often it
 was begun without an end, how it ended, and the key that it holds. Every step is one script, so that a job is either
-begun or cancelled, never both. Nothing of Redis is imported: the adapter brings its client.
+begun or cancelled, never both. Nothing of Redis is imported before an adapter brings its client.
 """
 
 from __future__ import annotations
@@ -81,6 +81,25 @@ redis.call('del', KEYS[1])
 
 RESULT_TTL: Final = float(DAY)
 """Seconds for which an outcome is remembered, where a job does not say otherwise."""
+UNLIMITED: Final = 2**31
+"""`max_connections` of redis-py, as it was before there was a limit."""
+
+
+def redis_settings(patience: float) -> dict[str, Any]:
+    """What a client or a pool of redis-py is made with, for connections of an adapter's own.
+
+    Each step has so many seconds, and nothing is sent again by itself. As many are opened as are wanted at once: since
+    release 8 redis-py refuses the one after the hundredth, and a web process has more requests than that.
+    """
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return {
+        "socket_timeout": patience,
+        "socket_connect_timeout": patience,
+        "retry": Retry(NoBackoff(), 0),
+        "max_connections": UNLIMITED,
+    }
 
 
 def examine_redis(client: Any) -> Iterator[Finding]:

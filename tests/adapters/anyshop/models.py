@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -20,6 +21,13 @@ class Account(Backgrounded):
         with Path(self.book).open("a") as book:
             book.write(f"{what} {os.getpid()}\n")
         return f"{self.name}: {what}"
+
+    async def meet(self, all_of_them: int) -> str:
+        """Wait until so many have begun."""
+        self.note("meet")
+        while sum(line.startswith("meet ") for line in Path(self.book).read_text().splitlines()) < all_of_them:
+            await asyncio.sleep(0.01)
+        return "met"
 
     def fail(self) -> None:
         self.note("try")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import psycopg
 import pytest
 from backgrounded import ConfigurationError, Duplicate, EnqueueError, InvalidOption, NoResult, UnsupportedOption
 from backgrounded_procrastinate import ProcrastinateHandler, install
+from backgrounded_procrastinate._connections import Connections, NotConnected
 from procrastinate.testing import InMemoryConnector
 from procrastinateshop.jobs import Item
 from psycopg.rows import dict_row
@@ -217,6 +220,35 @@ def test_a_database_that_does_not_answer_is_an_error_in_time_and_the_next_call_w
                     os.kill(pid, signal.SIGCONT)
             assert item.backgrounded.give(1).state == "queued"
             handler.close()
+
+
+def test_many_callers_share_ten_connections_and_wait_in_line(shop_url, ask, item):
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    with (
+        backgrounded.using("procrastinate", url=shop_url, enqueue_timeout=60) as handler,
+        psycopg.connect(shop_url) as other,
+        ThreadPoolExecutor(30) as pool,
+    ):
+        item.backgrounded.give(0)
+        other.execute("LOCK TABLE procrastinate_jobs")
+        jobs = [pool.submit(contextvars.copy_context().run, item.backgrounded.give, number) for number in range(30)]
+        eventually(lambda: ask(f"{sessions} AND wait_event_type = 'Lock'") == [(10,)])
+        assert ask(sessions) == [(12,)], "the ten, theirs, and the one that asks"
+        other.rollback()
+        assert len({job.result(60).id for job in jobs}) == 30
+        handler.close()
+
+
+def test_who_waits_in_line_for_too_long_has_sent_nothing(shop_url):
+    connections = Connections(shop_url, {}, patience=1)
+    with ExitStack() as held:
+        for _ in range(10):
+            held.enter_context(connections.one())
+        with pytest.raises(NotConnected, match="All 10 connections of this process"):
+            held.enter_context(connections.one())
+    with connections.one() as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    connections.close()
 
 
 def _family(pid: int) -> list[int]:

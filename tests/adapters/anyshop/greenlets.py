@@ -1,0 +1,23 @@
+"""The application in a web server of greenlets: so many requests at the same time, each with a call, or a result."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import sys  # noqa: E402 # gevent wants to be first
+
+import gevent  # noqa: E402
+
+from .models import Account  # noqa: E402
+
+account = Account("ada", sys.argv[1])
+REQUESTS = range(120)
+"""More than the connections of redis-py 8 (100) and of a PostgreSQL as it is installed (100)."""
+
+calls = [gevent.spawn(account.backgrounded(queue="nobody").note, f"request {number}") for number in REQUESTS]
+print(len({call.get(60).id for call in calls}), "called")
+job = account.backgrounded(queue="custom", delay=1).note("awaited")
+results = [gevent.spawn(job.result, 60) for _ in REQUESTS]
+print({result.get() for result in results})
+meeting = [account.backgrounded(queue="custom").meet(int(sys.argv[2])) for _ in range(int(sys.argv[2]))]
+print({job.result(60) for job in meeting})
