@@ -130,8 +130,7 @@ class Place:
                 "unacked_restore_interval": SWEEP,
                 "unacked_restore_throttle": 1,
             }
-        else:
-            app.conf.broker_transport_options = {"confirm_publish": True}
+        else:  # without confirm_publish: in a worker of greenlets Celery's own events would wait for it for ever
             app.conf.task_queue_max_priority = PRIORITIES
         return app
 
