@@ -12,7 +12,6 @@ import os
 import sqlite3
 import threading
 import time
-import weakref
 from pathlib import Path
 from typing import Final
 
@@ -37,10 +36,16 @@ class Gate:
         self._closed = False
 
     def enter(self) -> None:
+        while not self.try_to_enter():
+            with self._changed:
+                self._changed.wait_for(lambda: not self._closed)
+
+    def try_to_enter(self) -> bool:
+        """Enter, unless a fork is about to happen; never waits for one."""
         with self._changed:
-            while self._closed:
-                self._changed.wait()
-            self._inside.add(threading.get_ident())
+            if not self._closed:
+                self._inside.add(threading.get_ident())
+            return not self._closed
 
     def leave(self) -> None:
         with self._changed:
@@ -51,10 +56,6 @@ class Gate:
     def is_inside(self) -> bool:
         """Whether this thread is inside: a transaction may be open, and locks held that everybody waits for."""
         return threading.get_ident() in self._inside
-
-    @property
-    def is_closed(self) -> bool:
-        return self._closed
 
     def close(self) -> None:
         """Let nobody in, and wait until those inside are out."""
@@ -71,7 +72,11 @@ class Gate:
 
 
 class Connection(sqlite3.Connection):
-    """A connection to a file that is there. It is closed at a fork, and when nobody has it any more."""
+    """A connection to a file that is there. It is closed by somebody, or at a fork.
+
+    An open one stands in `_open`, so that Python never ends one at a moment of its own, when nobody has it any more:
+    that is outside of the gate, and a fork in that moment would leave mutexes of SQLite's locked in the child.
+    """
 
     is_open = False
 
@@ -80,41 +85,33 @@ class Connection(sqlite3.Connection):
         super().__init__(place, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         self.text_factory = _as_text
         self.is_open = True
-        _connections.add(self)
+        _open.add(self)
 
     def close(self) -> None:
         self.is_open = False
         super().close()
-
-    def let_go(self) -> None:
-        """Close it, in whatever thread and moment Python finds out that it may."""
-        if not self.is_open or gate.is_closed:
-            return  # it is closed, or a fork is about to do so
-        if gate.is_inside:
-            self.close()
-            return
-        gate.enter()
-        try:
-            self.close()
-        finally:
-            gate.leave()
-
-    def __del__(self) -> None:
-        self.let_go()
+        _open.discard(self)
 
 
 class Hold:
-    """What a thread has of its connection, which is closed with it.
+    """What a thread has of its connection, which is closed with it, in whatever thread and moment that is.
 
-    `Connection.__del__` alone would be late: a connection is in a cycle with its own cache of statements, so that of a
-    thread that has ended would stay open until the garbage collector comes by.
+    Where a fork is about to happen it is left to that: nobody knows what this thread holds, so it must not wait.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     def __del__(self) -> None:
-        self.connection.let_go()
+        if not self.connection.is_open:
+            return
+        if gate.is_inside:
+            self.connection.close()
+        elif gate.try_to_enter():
+            try:
+                self.connection.close()
+            finally:
+                gate.leave()
 
 
 def _as_text(found: bytes) -> str:
@@ -123,12 +120,12 @@ def _as_text(found: bytes) -> str:
 
 
 gate = Gate()
-_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+_open: set[Connection] = set()
 
 
 def _close_all() -> None:
     gate.close()
-    for connection in list(_connections):
+    for connection in list(_open):
         connection.close()
 
 

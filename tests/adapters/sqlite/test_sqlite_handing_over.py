@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sqlite3
@@ -19,6 +20,7 @@ import pytest
 from backgrounded import BatchError, Duplicate, EnqueueError, Unique
 from backgrounded.testing.probe import Probe, given
 from backgrounded_sqlite import SQLiteHandler
+from backgrounded_sqlite._connection import _close_all, gate
 from sqlite_contract import query
 from sqlitetools import elsewhere, is_sound, locked, made, row
 
@@ -412,6 +414,43 @@ def test_a_fork_while_another_thread_opens_a_queue_does_not_hang_the_child(
     ends = elsewhere(FORK_WHILE_OPENING, handler.url, f"sqlite:///{tmp_path}/other.db").split()
     assert ends == ["0"] * 40
     assert query(handler.path, "SELECT count(*) FROM jobs") == [(40,)]
+
+
+def test_a_connection_that_is_given_up_when_a_fork_is_about_to_happen_is_left_to_it(handler: SQLiteHandler) -> None:
+    """To close it takes mutexes of SQLite's, which would stay locked in the child; nor may the thread wait."""
+
+    has_opened, is_closed = threading.Event(), threading.Event()
+
+    def give_up() -> None:
+        handler.state("0" * 32)
+        has_opened.set()
+        is_closed.wait(60)
+        handler._store.file.close()
+        gc.collect()
+
+    def is_there() -> bool:
+        return any(_leads_to(path, handler.path) for path in Path("/proc/self/fd").iterdir())
+
+    thread = threading.Thread(target=give_up)
+    thread.start()
+    has_opened.wait(60)
+    try:
+        gate.close()
+        is_closed.set()
+        thread.join(60)
+        assert not thread.is_alive()
+        assert is_there()
+        _close_all()
+        assert not is_there()
+    finally:
+        gate.open()
+
+
+def _leads_to(link: Path, path: Path) -> bool:
+    try:
+        return link.readlink() == path
+    except FileNotFoundError:  # of the listing itself
+        return False
 
 
 def test_a_handler_serves_many_threads_one_after_the_other_and_leaves_no_descriptor_behind(
