@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from servers import free_port, rabbitmq, redis_server
 
 pytestmark = pytest.mark.worker
 HERE = Path(__file__).parent
+WORKER = (sys.executable, "-m", "backgrounded", "worker")
 SAID = """\
 ada: first succeeded
 ada: delayed True
@@ -71,24 +72,28 @@ ENGINES = {
 }
 
 
+def said_beside(worker: Sequence[str], program: Sequence[str], environment: Mapping[str, str], folder: Path) -> str:
+    """What a program of the application prints while a worker runs; where it fails, what both complain of."""
+    environment = {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]), **environment}
+    output = folder / "worker.log"
+    with running(worker, environment=environment, output=output, is_ready=lambda: True):
+        said = subprocess.run(
+            [sys.executable, *program, str(folder / "book")],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    return said.stdout if said.returncode == 0 else said.stdout + said.stderr + output.read_text()
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_one_application_runs_on_every_engine_without_a_line_that_changes(engine: str, tmp_path: Path) -> None:
     place, what = ENGINES[engine]
-    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     with place(what, tmp_path) as settings:
-        environment = {"PYTHONPATH": path, "BACKGROUNDED_APP": "anyshop.models", **settings}
-        worker = [sys.executable, "-m", "backgrounded", "worker", "custom"]
-        output = tmp_path / "worker.log"
-        with running(worker, environment=environment, output=output, is_ready=lambda: True):
-            said = subprocess.run(
-                [sys.executable, "-m", "anyshop", str(tmp_path / "book")],
-                env={**os.environ, **environment},
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-            )
-        assert said.stdout == SAID, said.stderr + output.read_text()
+        environment = {"BACKGROUNDED_APP": "anyshop.models", **settings}
+        assert said_beside([*WORKER, "custom"], ["-m", "anyshop"], environment, tmp_path) == SAID
 
 
 GREENLETS: dict[str, tuple[str, ...]] = {
@@ -108,23 +113,11 @@ GREENLETS: dict[str, tuple[str, ...]] = {
 def test_an_application_of_greenlets_calls_and_waits_in_many_of_them(engine: str, tmp_path: Path) -> None:
     place, what = ENGINES[engine]
     with place(what, tmp_path) as settings:
-        environment = {
-            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
-            "BACKGROUNDED_APP": "anyshop.models",
-            **settings,
-        }
-        worker = GREENLETS[engine] or (sys.executable, "-m", "backgrounded", "worker", "custom")
-        output = tmp_path / "worker.log"
-        with running(worker, environment=environment, output=output, is_ready=lambda: True):
-            said = subprocess.run(
-                [sys.executable, "-m", "anyshop.greenlets", str(tmp_path / "book"), "5" if GREENLETS[engine] else "1"],
-                env={**os.environ, **environment},
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-            )
-        assert said.stdout == "120 called\n{'ada: awaited'}\n{'met'}\n", said.stderr + output.read_text()
+        environment = {"BACKGROUNDED_APP": "anyshop.models", **settings}
+        environment["ANYSHOP_SIDE_BY_SIDE"] = "5" if GREENLETS[engine] else "1"
+        worker = GREENLETS[engine] or [*WORKER, "custom"]
+        said = said_beside(worker, ["-m", "anyshop.greenlets"], environment, tmp_path)
+        assert said == "120 called\n{'ada: awaited'}\n{'met'}\n"
 
 
 def elsewhere(url: str) -> str:
@@ -147,20 +140,9 @@ def test_a_worker_serves_the_handler_that_it_is_started_for(engine: str, other: 
     with place(what, tmp_path) as settings:
         mail = settings["BACKGROUNDED_URL"]
         environment = {
-            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             "BACKGROUNDED_APP": "anyshop.two",
             "ANYSHOP_DEFAULT": "memory" if other == "memory" else elsewhere(mail),
             "ANYSHOP_MAIL": mail,
         }
-        worker = [sys.executable, "-m", "backgrounded", "worker", "--handler", "mail", "custom"]
-        output = tmp_path / "worker.log"
-        with running(worker, environment=environment, output=output, is_ready=lambda: True):
-            said = subprocess.run(
-                [sys.executable, "-c", TO_MAIL, str(tmp_path / "book")],
-                env={**os.environ, **environment},
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-            )
-        assert said.stdout == "ada: first\n", said.stderr + output.read_text()
+        worker = [*WORKER, "--handler", "mail", "custom"]
+        assert said_beside(worker, ["-c", TO_MAIL], environment, tmp_path) == "ada: first\n"

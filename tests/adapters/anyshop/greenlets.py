@@ -4,7 +4,8 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import sys  # noqa: E402 # gevent wants to be first
+import os  # noqa: E402 # gevent wants to be first
+import sys  # noqa: E402
 
 import gevent  # noqa: E402
 
@@ -19,5 +20,6 @@ print(len({call.get(60).id for call in calls}), "called")
 job = account.backgrounded(queue="custom", delay=1).note("awaited")
 results = [gevent.spawn(job.result, 60) for _ in REQUESTS]
 print({result.get() for result in results})
-meeting = [account.backgrounded(queue="custom").meet(int(sys.argv[2])) for _ in range(int(sys.argv[2]))]
+side_by_side = int(os.environ["ANYSHOP_SIDE_BY_SIDE"])
+meeting = [account.backgrounded(queue="custom").meet(side_by_side) for _ in range(side_by_side)]
 print({job.result(60) for job in meeting})
