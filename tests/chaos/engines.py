@@ -7,6 +7,7 @@ a server looks.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -313,9 +314,21 @@ CONTROLS: Final = {engine.name: engine for engine in (PlainHuey(), PlainCelery()
 ENGINES: Final[dict[str, Engine]] = {"sqlite": SQLite(), **SERVED, **CONTROLS}
 
 
-def produce(call: Callable[..., None], prefix: str, count: int, seconds: float = 0.0, pause: float = 0.0) -> None:
-    """Hand over so many jobs, one call at a time, and tell the oracle of each, also if it is not taken."""
-    for number in range(count):
+def produce(
+    call: Callable[..., None],
+    prefix: str,
+    count: int,
+    seconds: float = 0.0,
+    pause: float = 0.0,
+    enough: Path | None = None,
+) -> None:
+    """Hand over so many jobs, one call at a time, and tell the oracle of each, also if it is not taken.
+
+    With `enough` more of them until there is such a file, in the pace at which one worker can do them.
+    """
+    for number in itertools.count():
+        if number >= count and (enough is None or enough.exists()):
+            break
         id = f"{prefix}{number}"
         oracle.tell("T", id)
         try:
@@ -326,8 +339,14 @@ def produce(call: Callable[..., None], prefix: str, count: int, seconds: float =
             time.sleep(PAUSE)
         else:
             oracle.tell("A", id)
-            time.sleep(pause)
+            time.sleep(pause if number < count else max(pause, seconds))
 
 
-if __name__ == "__main__":  # a process that calls: NAME URL PREFIX COUNT SECONDS [PAUSE]
-    produce(ENGINES[sys.argv[1]].caller(sys.argv[2]), sys.argv[3], int(sys.argv[4]), *map(float, sys.argv[5:]))
+if __name__ == "__main__":  # a process that calls: NAME URL PREFIX COUNT [SECONDS [PAUSE [ENOUGH]]]
+    produce(
+        ENGINES[sys.argv[1]].caller(sys.argv[2]),
+        sys.argv[3],
+        int(sys.argv[4]),
+        *map(float, sys.argv[5:7]),
+        *map(Path, sys.argv[7:]),
+    )

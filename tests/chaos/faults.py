@@ -95,6 +95,11 @@ class Started:
             freeze(pid)
             frozen.extend(children(pid))
 
+    def thaw(self) -> None:
+        """SIGCONT for all of it: children first, so that who has been ended meanwhile is still there."""
+        for pid in reversed(self.family()):
+            os.kill(pid, signal.SIGCONT)
+
     def kill_child(self) -> bool:
         """The last descendant alone, which is the one that runs jobs (F2). False: there is none (yet)."""
         *_, last = self.family()

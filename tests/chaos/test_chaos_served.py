@@ -97,7 +97,7 @@ def test_no_call_whose_answer_is_lost_becomes_two_jobs(
 def test_a_worker_that_is_told_to_end_loses_nothing_and_repeats_nothing(
     engine: Engine, folder: Path, seed: int, report: Note, long: bool
 ) -> None:
-    found = report(runs.workers_are_told_to_end(engine, folder, seed, stops=50 if long else 3, seconds=0.1, work=4))
+    found = report(runs.workers_are_told_to_end(engine, folder, seed, stops=50 if long else 3, seconds=0.1))
     assert found.keeps_its_word
     assert not found.started_twice
 
