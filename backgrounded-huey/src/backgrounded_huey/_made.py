@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import uuid
-import weakref
 from collections.abc import Mapping
 from datetime import timezone
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from backgrounded import ConfigurationError
-from backgrounded.handler import printable
+from backgrounded.handler import after_fork, printable
 from backgrounded.records import redis_settings
 from huey import Huey, PriorityRedisHuey, SqliteHuey
 
@@ -150,20 +148,17 @@ def _checked(given: Any) -> Mapping[str, Any]:
 class _SqliteHuey(_OurTasksOnly, SqliteHuey):  # type: ignore[misc]  # Huey has no types
     """On a file of SQLite, whose connections must not be used, or even closed, on the other side of a fork."""
 
+    storage: Any
+
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.storage_kwargs["create_tables"] = False  # they are there now
         self._inherited: list[Any] = []
-        found = weakref.ref(self)
+        after_fork(self._renew)
 
-        def renew() -> None:
-            huey = found()
-            if huey is not None:
-                huey._inherited.append(huey.storage)
-                huey.storage = huey.create_storage()
-
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=renew)
+    def _renew(self) -> None:
+        self._inherited.append(self.storage)
+        self.storage = self.create_storage()
 
 
 class _RedisHuey(_OurTasksOnly, PriorityRedisHuey):  # type: ignore[misc]  # Huey has no types

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
+from backgrounded.handler import after_fork
 
 MOST: Final = 10
 """Connections of one process: a server has a hundred for all, and each use takes milliseconds."""
@@ -41,18 +42,16 @@ class Connections:
         self._arguments = {"prepare_threshold": None, **more, "conninfo": conninfo, "autocommit": True}
         self._idle: list[psycopg.Connection[Any]] = []
         self._inherited: list[psycopg.Connection[Any]] = []
-        self._owner = [os.getpid()]
-        self._lock = threading.Lock()
         self._free = threading.Semaphore(MOST)
-        weakref.finalize(self, _close, self._idle, self._owner)
+        weakref.finalize(self, _close, self._idle)
+        after_fork(self._begin_anew)
 
     @contextmanager
     def one(self) -> Iterator[psycopg.Connection[Any]]:
         """A connection for the block; it goes back when the block succeeds. Raises psycopg.Error."""
-        self._take_over()
-        free, began = self._free, time.monotonic()
+        began = time.monotonic()
         line = self.patience / 2  # the rest is for the use: what is cut off in the middle may have arrived
-        if not free.acquire(timeout=line):
+        if not self._free.acquire(timeout=line):
             raise NotConnected(f"All {MOST} connections of this process have been in use for {line:g} s.")
         try:
             left = self.patience - (time.monotonic() - began)
@@ -63,10 +62,9 @@ class Connections:
             except BaseException:
                 connection.close()
                 raise
-            with self._lock:
-                self._idle.append(connection)
+            self._idle.append(connection)
         finally:
-            free.release()
+            self._free.release()
 
     def _connect(self) -> psycopg.Connection[Any]:
         seconds = max(_SHORTEST, math.ceil(self.patience))
@@ -75,36 +73,35 @@ class Connections:
         except psycopg.OperationalError as error:
             raise NotConnected(str(error)) from error
 
-    def _take_over(self) -> None:
-        """In a process that was forked begin anew. To close here what the parent has opened would end its sessions."""
-        with self._lock:
-            if self._owner != [os.getpid()]:
-                self._inherited += self._idle
-                self._idle.clear()
-                self._free = threading.Semaphore(MOST)
-                self._owner[:] = [os.getpid()]
+    def _begin_anew(self) -> None:
+        """Leave the parent what it has opened: to close it here would end its sessions."""
+        self._inherited += self._idle
+        self._idle.clear()
+        self._free = threading.Semaphore(MOST)
 
     def _take(self) -> psycopg.Connection[Any] | None:
-        with self._lock:
-            while self._idle:
-                connection = self._idle.pop()
-                if _is_usable(connection):
-                    return connection
-                connection.close()
+        while (connection := _pop(self._idle)) is not None:
+            if _is_usable(connection):
+                return connection
+            connection.close()
         return None
 
     def close(self) -> None:
         """Close what is idle; the next use connects again."""
-        self._take_over()
-        while (connection := self._take()) is not None:
-            connection.close()
+        _close(self._idle)
 
 
-def _close(idle: list[psycopg.Connection[Any]], owner: list[int]) -> None:
-    """Close what nobody can use any more, in the process that has opened it."""
-    if owner == [os.getpid()]:
-        for connection in idle:
-            connection.close()
+def _pop(idle: list[psycopg.Connection[Any]]) -> psycopg.Connection[Any] | None:
+    """One that waits for its next use. Without a lock: another thread may take the last one first."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return None
+
+
+def _close(idle: list[psycopg.Connection[Any]]) -> None:
+    while (connection := _pop(idle)) is not None:
+        connection.close()
 
 
 def _is_usable(connection: psycopg.Connection[Any]) -> bool:

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, urlencode
+from weakref import WeakMethod
 
 from .calls import DEFAULT_PRIORITY, Call, Options
 from .errors import (
@@ -331,6 +332,22 @@ def positive(value: Any) -> float | None:
     """A finite number above 0, as it may be believed of a message that anybody may have written; else None."""
     is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
     return value if is_one else None
+
+
+def after_fork(renew: Callable[[], None]) -> None:
+    """Call a bound method in each child that this process forks, for as long as its object lives.
+
+    What other threads held at that moment stays held in the child, where they are not: locks, places in a line.
+    """
+    found = WeakMethod(renew)
+
+    def renew_there() -> None:
+        renew = found()
+        if renew is not None:
+            renew()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=renew_there)
 
 
 _PASSED_ON: Final = ("BACKGROUNDED_ALLOW", "BACKGROUNDED_APP", "BACKGROUNDED_URL")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import psycopg
 import pytest
 from backgrounded import ConfigurationError, Duplicate, EnqueueError, InvalidOption, NoResult, UnsupportedOption
 from backgrounded_procrastinate import ProcrastinateHandler, install
-from backgrounded_procrastinate._connections import Connections, NotConnected
+from backgrounded_procrastinate._connections import MOST, Connections, NotConnected
 from procrastinate.testing import InMemoryConnector
 from procrastinateshop.jobs import Item
 from psycopg.rows import dict_row
@@ -275,6 +276,34 @@ def test_a_forked_child_uses_no_connection_of_its_parent(handler, item):
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
     assert item.backgrounded.give(3).state == "queued"
+
+
+def test_a_fork_in_the_middle_of_calls_of_others_does_not_hold_the_child_up(handler, item, monkeypatch):
+    item.backgrounded.give(1)
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+
+    def stand_still(connection: Any) -> bool:
+        arrived.release()
+        return go_on.wait(60)
+
+    monkeypatch.setattr("backgrounded_procrastinate._connections._is_usable", stand_still)
+    with ThreadPoolExecutor(MOST) as threads:
+        calls = []
+        for _ in range(MOST):  # one on the connection that is there, the others on new ones, until none is left
+            calls.append(threads.submit(contextvars.copy_context().run, item.backgrounded.give, 2))
+        assert arrived.acquire(timeout=10)
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(30)
+                monkeypatch.undo()
+                os._exit(0 if item.backgrounded.give(3).state == "queued" else 1)
+            finally:
+                os._exit(2)
+        status = os.waitpid(child, 0)[1]
+        go_on.set()
+        assert [call.result(60).state for call in calls] == ["queued"] * MOST
+    assert status == 0
 
 
 def test_a_database_without_procrastinate_s_schema_says_what_to_do(postgres, item):

@@ -6,15 +6,13 @@ import atexit
 import contextlib
 import contextvars
 import logging
-import os
 import threading
-import weakref
 from collections.abc import Collection, Iterable, Iterator
 from typing import ClassVar, Final
 
 from ..calls import Call
 from ..errors import ConfigurationError, EnqueueError
-from ..handler import Feature, Guarantees
+from ..handler import Feature, Guarantees, after_fork
 from ._local import DEFAULT_QUEUE, LocalQueue, Waiting
 
 logger = logging.getLogger("backgrounded")
@@ -59,7 +57,7 @@ class ThreadHandler(LocalQueue):
         self._crew = _Crew(served or ())
         self._running = 0
         self._closing = False
-        _forget_in_children(self)
+        after_fork(self._forget)
 
     def enqueue(self, call: Call) -> str | None:
         with self._changed:
@@ -95,6 +93,12 @@ class ThreadHandler(LocalQueue):
         self._crew.join()
         if self._waiting:
             logger.warning("%d jobs are lost: the process ends before they are due", len(self._waiting))
+
+    def _forget(self) -> None:
+        """Start afresh, without jobs and threads."""
+        LocalQueue.__init__(self, self._limit)
+        self._crew = _Crew(self._crew.queues)
+        self._running = 0
 
     # -- the threads
 
@@ -156,18 +160,3 @@ class _Crew:
 def _check_workers(workers: object) -> None:
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ConfigurationError(f"workers must be at least 1, got {workers!r}")
-
-
-def _forget_in_children(handler: ThreadHandler) -> None:
-    """After a fork the child has no threads, and perhaps a lock that is held: it starts afresh, without jobs."""
-    found = weakref.ref(handler)
-
-    def forget() -> None:
-        handler = found()
-        if handler is not None:
-            LocalQueue.__init__(handler, handler._limit)
-            handler._crew = _Crew(handler._crew.queues)
-            handler._running = 0
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=forget)
