@@ -6,6 +6,7 @@ It is awaited until it is ready, ended by its own process id, and ends by itself
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import subprocess
@@ -20,6 +21,21 @@ import pytest
 WITH_PARENT = (
     "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); os.execvp(sys.argv[1], sys.argv[1:])"
 )
+
+
+def forked(work: Callable[[], object], within: int = 30) -> int:
+    """The wait status of a child that is forked to do this. It is 0 if it has, and not hung for so many seconds."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            faulthandler.register(signal.SIGALRM, file=2, chain=True)
+            signal.alarm(within)
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
 
 
 @contextlib.contextmanager

@@ -1,17 +1,18 @@
 """What if a program that has used the queue forks, as web servers, daemons and test runners do?
 
-    python forks.py URL prefork|threads|daemon COUNT
+    python forks.py NAME URL prefork|threads|daemon COUNT
 
 `prefork`: a parent that has called, and children that call at the same time as it does, each from two threads.
 `threads`: the parent's threads call all the time while it forks, so that a fork may meet any of their moments.
-`daemon`:  a parent that has called forks and is gone; the child calls on while other processes come and go.
+`daemon`:  a parent that has called forks and is gone; the child calls on while other processes come and go (SQLite).
 
-Each call is told to the oracle. A child that hangs is ended by its alarm, and leaves what it has tried.
+Each call is told to the oracle. A child that hangs says where, is ended, and leaves what it has tried.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sqlite3
@@ -33,6 +34,7 @@ def forked(work: Callable[[], None], patience: int = 0) -> int:
         return pid
     code = 1
     try:
+        faulthandler.register(signal.SIGALRM, chain=True)
         signal.alarm(STUCK + patience)
         work()
         code = 0
@@ -72,6 +74,7 @@ def threads(call: Call, url: str, count: int) -> list[int]:
             one.start()
             one.join()
 
+    produce(call, "before-", 1)  # a fork in the middle of an import of another thread is a trap of Python's own
     busy = [threading.Thread(target=call_all_the_time, args=(f"t{number}",)) for number in range(4)]
     for thread in busy:
         thread.start()
@@ -121,8 +124,7 @@ def ended(pids: list[int]) -> list[int]:
 
 
 if __name__ == "__main__":
-    failed = {"prefork": prefork, "threads": threads, "daemon": daemon}[sys.argv[2]](
-        ENGINES["sqlite"].caller(sys.argv[1]), sys.argv[1], int(sys.argv[3])
-    )
-    print(f"{sys.argv[2]}: statuses of children that failed: {failed}", flush=True)
+    name, url, how, count = sys.argv[1:]
+    failed = {"prefork": prefork, "threads": threads, "daemon": daemon}[how](ENGINES[name].caller(url), url, int(count))
+    print(f"{how}: statuses of children that failed: {failed}", flush=True)
     sys.exit(bool(failed))

@@ -158,6 +158,16 @@ class Bench:
         worker.thaw()
         return False
 
+    def forks(self, how: str, count: int) -> None:
+        """P20: a program calls, forks, and calls on, as `forks.py` says. Nobody hangs, and nobody is refused."""
+        program = self.python("forks.py", self.engine.name, self.url, how, count)
+        code = program.process.wait(600)
+        self.oracle.look()
+        hung = self.oracle.tried.keys() - self.oracle.accepted.keys() - self.oracle.refused.keys()
+        assert not hung, f"see {self.log}"
+        assert not self.oracle.refused, f"nobody was in the way; see {self.log}"
+        assert code == 0, self.output()[-4000:]
+
     def _add(self, started: Started) -> Started:
         self.started.append(started)
         return started
@@ -598,6 +608,15 @@ def jobs_are_delayed(engine: Engine, folder: Path, seed: int, *, jobs: int) -> t
         early = sum(moment < run.oracle.tried[id].mono + delays[id] for id, moment in first.items())
         late = [moment - run.oracle.accepted[id].mono - delays[id] for id, moment in first.items()]
         return run.report("none", 0, late, what="late_ms", more=f"early={early} "), early
+
+
+def a_program_forks(engine: Engine, folder: Path, seed: int, how: str, *, count: int) -> Report:
+    """P20, with a worker beside the program."""
+    with bench(engine, folder, seed) as run:
+        run.ready(run.worker())
+        run.forks(how, count)
+        run.settle()
+        return run.report(f"P20-{how}", 0)
 
 
 def frozen_then_killed(engine: Engine, folder: Path, seed: int, *, tries: int) -> Report:

@@ -18,7 +18,7 @@ import dramatiq
 import redis
 from backgrounded import ConfigurationError
 from backgrounded.handler import Finding, Kept, not_reached
-from backgrounded.records import examine_redis, redis_settings
+from backgrounded.records import examine_redis, redis_pool
 from redis.exceptions import RedisError, ResponseError
 
 from ._message import Message
@@ -146,7 +146,7 @@ def prefix_of(broker: Any) -> str:
 
 def from_url(url: str, patience: float) -> redis.Redis:
     """A client whose every step has so many seconds, and that never tries again by itself."""
-    return redis.Redis.from_url(url, **redis_settings(patience))
+    return redis.Redis(connection_pool=redis_pool(patience, url))
 
 
 def bounded(client: Any, patience: float) -> Any:
@@ -155,11 +155,8 @@ def bounded(client: Any, patience: float) -> Any:
         return client
     pool: Any = client.connection_pool
     kind: Any = pool.connection_class
-    settings = {**pool.connection_kwargs, **redis_settings(patience), "retry_on_timeout": False, "retry_on_error": []}
-    has_one_timeout_only = issubclass(kind, redis.UnixDomainSocketConnection)
-    if has_one_timeout_only:
-        del settings["socket_connect_timeout"]
-    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **settings))
+    settings = {**pool.connection_kwargs, "retry_on_timeout": False, "retry_on_error": []}
+    return redis.Redis(connection_pool=redis_pool(patience, connection_class=kind, **settings))
 
 
 def is_copied(client: Any) -> bool:

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from backgrounded import ConfigurationError
 from backgrounded.handler import after_fork, printable
-from backgrounded.records import redis_settings
+from backgrounded.records import redis_pool
 from huey import Huey, PriorityRedisHuey, SqliteHuey
 
 from ._line import UNREADABLE, line_of
@@ -86,13 +86,11 @@ def _path_of(url: str) -> Path:
 def _pool(url: str, patience: float) -> Any:
     """Connections that answer or fail in time, and never send a write again by themselves."""
     try:
-        from redis import ConnectionPool
+        return redis_pool(patience, url)
     except ImportError:
         raise ConfigurationError(
             "huey: url: the package redis is missing. pip install 'backgrounded-huey[redis]'"
         ) from None
-    try:
-        return ConnectionPool.from_url(url, **redis_settings(patience))
     except ValueError as error:
         raise ConfigurationError(f"huey: url: {error}. An example: redis://localhost:6379/0") from None
 

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 
 from backgrounded import ConfigurationError
 from backgrounded.handler import not_reached
-from backgrounded.records import redis_settings
+from backgrounded.records import redis_pool
 from redis import Redis, SSLConnection
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError
 
@@ -17,7 +17,7 @@ _REFUSALS: Final = (ResponseError, AuthenticationError, AuthorizationError, Busy
 def connect(url: str, timeout: float) -> Redis:
     """A connection that answers or fails within the timeout, and never sends a write again by itself."""
     try:
-        return Redis.from_url(url, **redis_settings(timeout))
+        return Redis(connection_pool=redis_pool(timeout, url))
     except ValueError as error:
         raise ConfigurationError(f"rq: url: {error}. An example: redis://localhost:6379/0") from None
 

@@ -85,21 +85,29 @@ UNLIMITED: Final = 2**31
 """`max_connections` of redis-py, as it was before there was a limit."""
 
 
-def redis_settings(patience: float) -> dict[str, Any]:
-    """What a client or a pool of redis-py is made with, for connections of an adapter's own.
+def redis_pool(patience: float, url: str | None = None, **settings: Any) -> Any:
+    """A pool of redis-py for connections of an adapter's own, to where a URL leads, or the settings of another pool.
 
     Each step has so many seconds, and nothing is sent again by itself. As many are opened as are wanted at once: since
-    release 8 redis-py refuses the one after the hundredth, and a web process has more requests than that.
+    release 8 redis-py refuses the one after the hundredth, and a web process has more requests than that. A fork
+    leaves them to the parent, also in the middle of a call. Raises ImportError, and ValueError for a URL of no Redis.
     """
+    from redis import UnixDomainSocketConnection
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    return {
+    from ._redis import Pool
+
+    settings |= {
         "socket_timeout": patience,
         "socket_connect_timeout": patience,
         "retry": Retry(NoBackoff(), 0),
         "max_connections": UNLIMITED,
     }
+    pool: Any = Pool(**settings) if url is None else Pool.from_url(url, **settings)
+    if issubclass(pool.connection_class, UnixDomainSocketConnection):  # it has one timeout for both
+        del pool.connection_kwargs["socket_connect_timeout"]
+    return pool
 
 
 def examine_redis(client: Any) -> Iterator[Finding]:

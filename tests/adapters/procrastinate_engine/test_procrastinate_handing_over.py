@@ -25,6 +25,7 @@ from procrastinateshop.jobs import Item
 from psycopg.rows import dict_row
 
 from postgres import postgres_server
+from processes import forked
 from servers import free_port
 from waiting import eventually
 
@@ -268,13 +269,7 @@ def test_a_connection_that_the_server_has_closed_is_not_used_again(handler, ask,
 
 def test_a_forked_child_uses_no_connection_of_its_parent(handler, item):
     item.backgrounded.give(1)
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if item.backgrounded.give(2).state == "queued" else 1)
-        finally:
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
+    assert forked(lambda: item.backgrounded.give(2)) == 0
     assert item.backgrounded.give(3).state == "queued"
 
 
@@ -292,15 +287,8 @@ def test_a_fork_in_the_middle_of_calls_of_others_does_not_hold_the_child_up(hand
         for _ in range(MOST):  # one on the connection that is there, the others on new ones, until none is left
             calls.append(threads.submit(contextvars.copy_context().run, item.backgrounded.give, 2))
         assert arrived.acquire(timeout=10)
-        child = os.fork()
-        if child == 0:
-            try:
-                signal.alarm(30)
-                monkeypatch.undo()
-                os._exit(0 if item.backgrounded.give(3).state == "queued" else 1)
-            finally:
-                os._exit(2)
-        status = os.waitpid(child, 0)[1]
+        monkeypatch.undo()
+        status = forked(lambda: item.backgrounded.give(3))
         go_on.set()
         assert [call.result(60).state for call in calls] == ["queued"] * MOST
     assert status == 0
