@@ -6,14 +6,17 @@ It is awaited until it is ready, ended by its own process id, and ends by itself
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import faulthandler
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +39,28 @@ def forked(work: Callable[[], object], within: int = 30) -> int:
         finally:
             os._exit(code)
     return os.waitpid(child, 0)[1]
+
+
+@contextlib.contextmanager
+def in_the_middle(call: Callable[[], object], pool: Any) -> Iterator[None]:
+    """Inside the block another thread makes this call, and has the lock of this pool of redis-py, whose first it is."""
+    make, arrived, go_on = pool.make_connection, threading.Event(), threading.Event()
+
+    def stand_still() -> object:
+        arrived.set()
+        assert go_on.wait(60)
+        return make()
+
+    pool.make_connection = stand_still
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(call,))
+    thread.start()
+    try:
+        assert arrived.wait(10)
+        del pool.make_connection
+        yield
+    finally:
+        go_on.set()
+        thread.join()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ ORDER = [
     {"_encoder"},
     {"_decoder"},
     {"codec"},
-    {"handler"},
+    {"handler", "_redis"},
     {"records"},
     {"hookspecs"},
     {"_configuration"},

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, Final
 
 from amqp.exceptions import AMQPError, ChannelError, MessageNacked
 from backgrounded.handler import KeptQueue, not_reached
-from backgrounded.records import Records
+from backgrounded.records import Records, redis_pool
 from celery import Celery
 from celery.backends.redis import RedisBackend
 from kombu.entity import Queue
@@ -178,7 +178,8 @@ class Broker(KeptQueue):
     def records(self) -> Records | None:
         """The records in the app's result backend; None where that is no Redis."""
         if self._records is None and isinstance(self.app.backend, RedisBackend):
-            backend = type(self.app.backend)(app=self.app, url=self.app.backend.url)
+            pool = partial(redis_pool, self.patience)  # not asked by the backend of Sentinels: it has the bounds alone
+            backend = type(self.app.backend)(app=self.app, url=self.app.backend.url, connection_pool=pool)
             bounds = {"socket_timeout", "socket_connect_timeout"} & backend.connparams.keys()  # a socket has one only
             backend.connparams |= dict.fromkeys(bounds, self.patience)
             prefix = _text(backend.task_keyprefix).removesuffix(_text(RedisBackend.task_keyprefix))

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from backgrounded import ConfigurationError
 from backgrounded.handler import Feature, Guarantees, check_seconds, put_into_url, take_from_url
-from backgrounded.records import UNLIMITED
 from celery import Celery
 from celery.app.utils import find_app
 from kombu.transport.redis import Channel as RedisChannel
@@ -118,7 +117,6 @@ class Place:
         app.conf.update(
             accept_content=["json"],
             broker_connection_retry_on_startup=True,
-            redis_max_connections=UNLIMITED,
             result_serializer="json",
             task_default_queue=self.queue,
             task_serializer="json",

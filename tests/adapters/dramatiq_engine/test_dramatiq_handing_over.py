@@ -28,6 +28,7 @@ from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend, StubBackend
 from dramatiqtools import NAME
 
+from processes import forked, in_the_middle
 from servers import free_port, freeze, redis_server
 from waiting import eventually
 
@@ -323,6 +324,14 @@ def test_a_process_that_forks_does_not_share_the_connection(url, store):
             Probe("x").backgrounded(queue="forked").note()
         assert os.waitpid(child, 0)[1] == 0
     assert store.llen("backgrounded:forked") == 101
+
+
+def test_a_fork_in_the_middle_of_a_call_of_another_thread_does_not_hold_the_child_up(url):
+    handler = DramatiqHandler(url)
+    with backgrounded.using(handler):
+        call = Probe("x").backgrounded(queue="forked").note
+        with in_the_middle(call, handler._broker.records.client.connection_pool):
+            assert forked(call) == 0
 
 
 # -- what the message says

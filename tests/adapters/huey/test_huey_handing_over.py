@@ -32,6 +32,7 @@ from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
 from huey.storage import MemoryStorage
 from hueytools import stored
 
+from processes import forked, in_the_middle
 from servers import free_port
 from waiting import eventually
 
@@ -284,6 +285,14 @@ def test_a_job_that_was_not_taken_leaves_nothing_behind(handler, tmp_path, probe
         probe.backgrounded.note()
     assert failed.value.uncertain is False
     assert handler.serve("default").storage.sql("select count(*) from kv", results=True) == before
+
+
+def test_a_fork_in_the_middle_of_a_call_of_another_thread_does_not_hold_the_child_up(redis_url, probe):
+    with backgrounded.using("huey", url=redis_url) as handler:
+        call = probe.backgrounded(queue="forked").note
+        with in_the_middle(call, handler.serve("forked").storage.pool):
+            assert forked(call) == 0
+        assert len(handler.serve("forked")) == 2
 
 
 def test_a_server_that_does_not_answer_is_an_enqueue_error_in_time(probe):

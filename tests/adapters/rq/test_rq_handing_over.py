@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import threading
 import time
 import zlib
@@ -20,7 +19,7 @@ from rqshop.jobs import Item, add
 
 import servers
 from cutting_proxy import cutting_proxy
-from processes import forked
+from processes import forked, in_the_middle
 from waiting import eventually
 
 
@@ -166,30 +165,12 @@ def test_a_unique_key_is_not_given_back_when_the_reply_was_lost(url, redis, tag)
     redis.delete("rq:queue:cut")
 
 
-def test_a_fork_in_the_middle_of_a_call_of_another_thread_does_not_hold_the_child_up(url, redis, monkeypatch):
-    arrived, go_on = threading.Event(), threading.Event()
+def test_a_fork_in_the_middle_of_a_call_of_another_thread_does_not_hold_the_child_up(url, emptied):
     with backgrounded.using("rq", url=url) as handler:
-        pool = handler.connection.connection_pool
-        make = pool.make_connection
-
-        def stand_still():
-            arrived.set()
-            assert go_on.wait(60)
-            return make()
-
-        monkeypatch.setattr(pool, "make_connection", stand_still)
-        thread = threading.Thread(
-            target=contextvars.copy_context().run, args=(Item("x").backgrounded(queue="cut").echo,)
-        )
-        thread.start()
-        assert arrived.wait(10)
-        monkeypatch.undo()
-        status = forked(Item("x").backgrounded(queue="cut").echo)
-        go_on.set()
-        thread.join()
-    assert status == 0
-    assert redis.llen("rq:queue:cut") == 2
-    redis.delete("rq:queue:cut")
+        call = Item("x").backgrounded(queue="nobody").echo
+        with in_the_middle(call, handler.connection.connection_pool):
+            assert forked(call) == 0
+    assert emptied.llen("rq:queue:nobody") == 2
 
 
 def test_a_frozen_server_costs_the_timeout_and_no_more():
