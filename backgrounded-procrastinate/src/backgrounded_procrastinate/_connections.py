@@ -30,6 +30,10 @@ class NotConnected(psycopg.OperationalError):
     """There was no connection: nothing was sent."""
 
 
+class AllInUse(NotConnected):
+    """Others had all connections for as long as there was time to wait in line."""
+
+
 class Connections:
     """At most ten connections to one database, in autocommit mode. Nothing is connected before the first use.
 
@@ -52,7 +56,7 @@ class Connections:
         began = time.monotonic()
         line = self.patience / 2  # the rest is for the use: what is cut off in the middle may have arrived
         if not self._free.acquire(timeout=line):
-            raise NotConnected(f"All {MOST} connections of this process have been in use for {line:g} s.")
+            raise AllInUse(f"All {MOST} connections of this process have been in use for {line:g} s.")
         try:
             left = self.patience - (time.monotonic() - began)
             connection = self._take() or self._connect()

@@ -6,6 +6,8 @@ does with it is in `_line`. Procrastinate's own words that we use are the queue,
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Final
 from urllib.parse import quote
@@ -27,7 +29,7 @@ from backgrounded.handler import (
     worker_settings,
 )
 
-from ._connections import Connections, NotConnected
+from ._connections import AllInUse, Connections, NotConnected
 from ._line import Line, is_installed
 from ._settings import (
     FEATURES,
@@ -159,7 +161,17 @@ class ProcrastinateHandler:
         return self.store.look(id)[0]
 
     def result(self, id: str, timeout: float | None) -> Any:
-        return result_of(id, *wait_for_end(lambda: self.store.look(id), timeout))
+        end = math.inf if timeout is None else time.monotonic() + timeout
+
+        def look() -> tuple[State, Any]:
+            while True:
+                try:
+                    return self.store.look(id)
+                except AllInUse:  # who has the time to wait for the job waits in line once more
+                    if time.monotonic() >= end:
+                        raise
+
+        return result_of(id, *wait_for_end(look, timeout))
 
     def cancel(self, id: str) -> bool:
         return self.store.cancel(id)

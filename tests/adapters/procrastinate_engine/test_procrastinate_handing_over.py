@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -251,6 +251,25 @@ def test_who_waits_in_line_for_too_long_has_sent_nothing(shop_url):
     with connections.one() as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
     connections.close()
+
+
+def test_who_waits_for_a_job_waits_in_line_for_as_long(shop_url, item):
+    with (
+        backgrounded.using("procrastinate", url=shop_url, enqueue_timeout=0.4) as handler,
+        ThreadPoolExecutor(1) as other,
+    ):
+        job = item.backgrounded.give(0)
+        with ExitStack() as held:
+            for _ in range(MOST):
+                held.enter_context(handler.store.connections.one())
+            with pytest.raises(NotConnected, match="All 10"):
+                job.result(0)
+            waiting = other.submit(job.result, 60)
+            assert not wait([waiting], 1).done
+        assert job.cancel()
+        with pytest.raises(NoResult, match="cancelled"):
+            waiting.result(60)
+        handler.close()
 
 
 def _family(pid: int) -> list[int]:

@@ -284,7 +284,7 @@ class Counting(Connection):
         return super().send_packed_command(command, check_health)
 
 
-@pytest.mark.parametrize("socket_timeout", [None, 0.1])
+@pytest.mark.parametrize("socket_timeout", [None, 0.5])
 def test_waiting_for_a_result_is_no_busy_loop(url, tag, socket_timeout):
     connection = Redis.from_url(url, connection_class=Counting, socket_timeout=socket_timeout)
     with backgrounded.using("rq", connection=connection):
