@@ -114,7 +114,7 @@ def test_a_job_that_is_handed_over_while_the_worker_is_frozen_outlives_it(
 def test_a_program_that_forks_loses_no_job_and_is_never_stuck(
     engine: Engine, how: str, folder: Path, seed: int, report: Note, long: bool
 ) -> None:
-    count = {"prefork": 100 if long else 5, "threads": 500 if long else 20}[how]
+    count = {"prefork": 100 if long else 5, "threads": 500 if long else 10}[how]
     found = report(runs.a_program_forks(engine, folder, seed, how, count=count))
     assert found.keeps_its_word
     assert not found.started_twice
