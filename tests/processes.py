@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ WITH_PARENT = (
 
 def forked(work: Callable[[], object], within: int = 30) -> int:
     """The wait status of a child that is forked to do this. It is 0 if it has, and not hung for so many seconds."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12 and later: that there are threads is meant
+        child = os.fork()
     if child == 0:
         code = 1
         try:

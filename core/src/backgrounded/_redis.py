@@ -10,7 +10,7 @@ from redis import ConnectionPool
 class Pool(ConnectionPool):
     """One that a fork may strike in the middle of another thread's call: its lock is held in the child for ever.
 
-    redis-py begins anew after a fork with `reset`, which made a new lock up to release 5.2, and leaves the old one since.
+    redis-py begins anew after a fork with `reset`, which made a new lock up to release 5.2, and leaves the old since.
     """
 
     def reset(self) -> None:

@@ -18,6 +18,7 @@ from backgrounded_huey import HueyHandler
 from huey import PriorityRedisHuey
 from hueytools import Bomb
 
+from processes import forked
 from waiting import eventually
 
 HERE = Path(__file__).parent
@@ -320,15 +321,12 @@ def test_a_consumer_without_a_url_says_what_to_set(tmp_path):
 def test_a_forked_child_hands_over_on_a_connection_of_its_own(handler, probe, path):
     first = probe.backgrounded(queue="q").note("parent")
     connection = handler.serve("q").storage.conn
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            probe.backgrounded(queue="q").note("child")
-            own = handler.serve("q").storage.conn is not connection
-            status = 0 if own and first.state is State.QUEUED else 2
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def hand_over():
+        probe.backgrounded(queue="q").note("child")
+        assert handler.serve("q").storage.conn is not connection
+        assert first.state is State.QUEUED
+
+    assert forked(hand_over) == 0
     assert handler.serve("q").storage.conn is connection
     assert len(handler.serve("q")) == 2
