@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Final
 
 from backgrounded.alarm import MOMENT, is_in
@@ -41,15 +41,21 @@ def limit(seconds: float | None) -> AbstractContextManager[object]:
 
 
 class _Limit:
-    """One stretch in one thread. Its alarm rings at most once, and neither before nor after the stretch itself."""
+    """One stretch in one thread. Its alarm rings at most once, and neither before nor after the stretch itself.
+
+    What is raised at the entry of `__exit__` cannot be caught there, and since Python 3.12 a frame that just begins is
+    not to be seen, but the one below it. So it does not ring in the function that the stretch stands in, either.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.thread = threading.get_ident()
         self._lock = threading.Lock()
         self._is_over = self._has_rung = False
+        self._around: FrameType | None = None
 
     def __enter__(self) -> None:
+        self._around = sys._getframe(1)
         _watch.set(self)
 
     def __exit__(
@@ -66,6 +72,7 @@ class _Limit:
         try:
             with self._lock:
                 self._is_over = True
+                self._around = None
                 if self._has_rung and not is_stopped:
                     _take_back(self.thread)
             _watch.forget(self)
@@ -80,7 +87,8 @@ class _Limit:
                 return True
             # The thread waits for this one where it is now, and goes on with the exception. Both steps follow each
             # other within one turn of this thread, unless that is cut short; then the end of the stretch sees to it.
-            if is_in(sys._current_frames().get(self.thread), _EDGES):
+            frame = sys._current_frames().get(self.thread)
+            if frame is self._around or is_in(frame, _EDGES):
                 return False
             raise_thread_exception(self.thread, TimeLimitExceeded)
             self._is_over = self._has_rung = True

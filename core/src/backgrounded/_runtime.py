@@ -487,11 +487,14 @@ def _run(
     begun = False
 
     def run(job: CurrentJob) -> Any:
-        nonlocal begun
         with limit():
-            method = _find(state, envelope)
-            begun = True  # from here on, a PerformError is one that the method itself has met
-            return await_if_needed(method())
+            return call()
+
+    def call() -> Any:  # a frame of its own: a limit rings nowhere else
+        nonlocal begun
+        method = _find(state, envelope)
+        begun = True  # from here on, a PerformError is one that the method itself has met
+        return await_if_needed(method())
 
     hook = state.hooks.perform
     try:
