@@ -109,12 +109,13 @@ def test_a_job_that_is_handed_over_while_the_worker_is_frozen_outlives_it(
     assert report(runs.frozen_then_killed(engine, folder, seed, tries=20 if long else 1)).keeps_its_word
 
 
-@pytest.mark.parametrize("how", ["prefork", "threads"])
+# With threads a fork meets moments by chance: each adapter has a test of its own of the one that hung.
+@pytest.mark.parametrize("how", ["prefork", pytest.param("threads", marks=pytest.mark.slow)])
 @each_engine
 def test_a_program_that_forks_loses_no_job_and_is_never_stuck(
     engine: Engine, how: str, folder: Path, seed: int, report: Note, long: bool
 ) -> None:
-    count = {"prefork": 100 if long else 5, "threads": 500 if long else 10}[how]
+    count = {"prefork": 100 if long else 5, "threads": 500 if long else 20}[how]
     found = report(runs.a_program_forks(engine, folder, seed, how, count=count))
     assert found.keeps_its_word
     assert not found.started_twice
