@@ -272,20 +272,19 @@ def test_another_worker_takes_over_when_a_whole_worker_dies(
     handler: SQLiteHandler, workers: Workers, probe: Probe, oracle: str, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    with workers(handler, "a") as first, workers(handler, "a", "b"):
-        [pid] = children(handler, "a")
-        (only_a,) = [probe.backgrounded(queue="a").hold(str(gate))]
-        probe.backgrounded(queue="b").hold(str(tmp_path / "never")).cancel()
+    with workers(handler, "a") as first:
+        job = probe.backgrounded(queue="a").hold(str(gate))
         eventually(lambda: events(oracle, "holding"))
         (begun,) = events(oracle, "holding")
-        if begun.pid == pid:
-            first.send_signal(signal.SIGKILL)
-            os.kill(pid, signal.SIGKILL)
+        with workers(handler, "a", "b"):
+            first.kill()
+            os.kill(begun.pid, signal.SIGKILL)
             died = time.time()
             eventually(lambda: len(events(oracle, "holding")) == 2)
             assert events(oracle, "holding")[1].at - died < 5
-        gate.touch()
-        assert only_a.wait(60) == "succeeded"
+            gate.touch()
+            assert job.wait(60) == "succeeded"
+    assert row(handler, job.id)["deaths"] == 1
 
 
 @pytest.mark.worker
