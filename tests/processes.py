@@ -93,8 +93,11 @@ def running(
         )
     try:
         end = time.monotonic() + within
-        while not is_ready():
-            if process.poll() is not None or time.monotonic() > end:
+        while True:
+            has_ended = process.poll() is not None  # asked first: one that is ready may end the moment after
+            if is_ready():
+                break
+            if has_ended or time.monotonic() > end:
                 pytest.fail(f"{command} is not ready (exit {process.poll()}):\n{output.read_text()[-4000:]}")
             time.sleep(0.01)
         yield process

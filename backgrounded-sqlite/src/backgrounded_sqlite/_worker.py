@@ -153,8 +153,8 @@ class Worker:
 
     def _end(self, waker: socket.socket) -> None:
         """Let running jobs finish, then break them off, then kill; what was not finished is handed back."""
-        logger.info("no more jobs are begun; those that run have %g seconds to finish", self.handler.grace)
         self._signal(signal.SIGTERM)
+        logger.info("no more jobs are begun; those that run have %g seconds to finish", self.handler.grace)
         self._gone(waker, self.handler.grace, until_wish=2)
         self._signal(signal.SIGINT)
         self._gone(waker, LAST)

@@ -7,10 +7,14 @@ monkey.patch_all()
 import os  # noqa: E402 # gevent wants to be first
 import sys  # noqa: E402
 
+import backgrounded  # noqa: E402
 import gevent  # noqa: E402
 
 from .models import Account  # noqa: E402
 
+kind, _, place = os.environ["BACKGROUNDED_URL"].rpartition("+")
+# All of them wait in line for a few connections: how long that takes is not asked here.
+backgrounded.configure(kind or place.partition(":")[0], url=place, enqueue_timeout=60)
 account = Account("ada", sys.argv[1])
 REQUESTS = range(120)
 """More than the connections of redis-py 8 (100) and of a PostgreSQL as it is installed (100)."""

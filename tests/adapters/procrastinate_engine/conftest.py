@@ -70,7 +70,7 @@ def shop(shop_url: str) -> Iterator[procrastinate.App]:
 
 @pytest.fixture
 def handler(shop: procrastinate.App) -> Iterator[Any]:
-    with backgrounded.using("procrastinate", app=shop) as handler:
+    with backgrounded.using("procrastinate", app=shop, enqueue_timeout=30) as handler:
         yield handler
         handler.close()
 

@@ -133,7 +133,7 @@ def one_retry_too_few(patch: Patch) -> None:
     rewrite(patch, "_BEGIN", "attempt, begun - 1", "attempt + 1, begun - 1")
 
 
-@TABLE.worker("test_a_retry_that_waits_is_not_late")
+@TABLE.worker("test_retries_with_waits_count_exactly_and_are_not_early")
 def wait_before_a_retry_ignored(patch: Patch) -> None:
     honest = _line.Later
     patch.setattr(

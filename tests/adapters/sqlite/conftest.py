@@ -27,7 +27,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def handler(tmp_path: Path) -> Iterator[SQLiteHandler]:
     """The default handler: a file that does not exist yet, and workers of one process."""
-    with backgrounded.using(SQLiteHandler(f"sqlite:///{tmp_path}/jobs.db", processes=1)) as handler:
+    with backgrounded.using(SQLiteHandler(f"sqlite:///{tmp_path}/jobs.db", processes=1, enqueue_timeout=30)) as handler:
         assert isinstance(handler, SQLiteHandler)
         yield handler
 
@@ -41,7 +41,7 @@ def workers(tmp_path: Path) -> Workers:
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SQLiteHandler]:
     """A handler and a worker with one process, for all tests of a module that leave them as they are."""
     folder = tmp_path_factory.mktemp("standing")
-    handler = SQLiteHandler(f"sqlite:///{folder}/jobs.db", processes=1)
+    handler = SQLiteHandler(f"sqlite:///{folder}/jobs.db", processes=1, enqueue_timeout=30)
     with Workers(folder)(handler, "default", options=["--grace", "1"]):
         yield handler
 

@@ -110,7 +110,7 @@ def attempt_not_counted(patch: Patch) -> None:
     spoil_ends(patch, lambda end: replace(end, attempt=1))
 
 
-@TABLE.worker("test_a_retry_that_waits_is_not_late")
+@TABLE.worker("test_retries_with_waits_count_exactly_and_are_not_early")
 def wait_before_a_retry_dropped(patch: Patch) -> None:
     spoil_ends(patch, lambda end: replace(end, state=State.QUEUED) if end.state is State.SCHEDULED else end)
 

@@ -73,12 +73,17 @@ class Item(Backgrounded):
         time.sleep(seconds)
         return "went on"
 
+    def alarm(self) -> float:
+        """For how long the kernel's timer of this process still runs; 0: it does not."""
+        return signal.getitimer(signal.ITIMER_REAL)[0]
+
     def swallow_everything(self, seconds: float) -> str:
         record(self.path, "swallow")
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
-                time.sleep(0.01)
+                while time.monotonic() < end:  # in here: outside of `try` an exception would pass
+                    time.sleep(0.01)
             except BaseException:
                 record(self.path, "swallowed")
         return "went on"

@@ -385,8 +385,8 @@ together = context.Barrier(4)
 
 def make(folder, files):
     for number in range(files):
-        backgrounded.configure(SQLiteHandler, url=f"sqlite:///{folder}/{number}.db")
-        together.wait(30)
+        backgrounded.configure(SQLiteHandler, url=f"sqlite:///{folder}/{number}.db", enqueue_timeout=30)
+        together.wait(60)
         Probe("/nowhere").backgrounded.note()
 
 makers = [context.Process(target=make, args=(sys.argv[1], int(sys.argv[2]))) for _ in range(4)]

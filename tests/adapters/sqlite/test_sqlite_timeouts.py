@@ -12,6 +12,7 @@ from backgrounded import Job, JobFailed, Retry
 from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
 from sqliteshop import Item
+from sqlitetools import row
 
 pytestmark = pytest.mark.worker
 
@@ -48,11 +49,12 @@ def test_a_method_is_stopped_whatever_it_does_and_its_process_lives_on(
 @pytest.mark.slow
 def test_a_method_that_swallows_it_once_is_told_again(served: SQLiteHandler, item: Item, oracle: str) -> None:
     process = item.backgrounded.pid().result(60)
-    job = limited(item, 0.3).swallow_once(60)
-    with pytest.raises(JobFailed, match=re.escape("timeout of 0.3 seconds")):
+    called = time.monotonic()
+    job = limited(item, 2).swallow_once(60)
+    with pytest.raises(JobFailed, match=re.escape("timeout of 2 seconds")):
         job.result(60)
-    (swallowed,) = events(oracle, "swallowed")
-    assert 4 < time.time() - swallowed.at < 20
+    assert len(events(oracle, "swallowed")) == 1
+    assert 7 <= time.monotonic() - called < 30  # at 2 s it was told, and 5 s later again
     assert item.backgrounded.pid().result(60) == process
 
 
@@ -70,8 +72,8 @@ def test_a_limit_beyond_the_kernel_s_timer_is_no_error(served: SQLiteHandler, it
 def test_a_method_in_time_is_not_touched_and_a_job_after_it_has_no_limit(
     served: SQLiteHandler, item: Item, oracle: str
 ) -> None:
-    jobs = [limited(item, 0.5).give(1), item.backgrounded.sleep(0.8), limited(item, 0.5).sleep(0.1)]
-    assert [job.result(60) for job in jobs] == [1, "slept", "slept"]
+    jobs = [limited(item, 30).give(1), item.backgrounded.alarm(), limited(item, 30).sleep(0.1)]
+    assert [job.result(60) for job in jobs] == [1, 0, "slept"]
 
 
 def test_a_job_sees_its_deadline(served: SQLiteHandler, probe: Probe, oracle: str) -> None:
@@ -98,4 +100,6 @@ def test_a_timeout_is_a_failure_like_another_to_the_retry_policy(
 ) -> None:
     job = limited(item, 0.1, retry=policy).sleep(60)
     assert job.wait(60) == "failed"
-    assert [event.attempt for event in events(oracle, "sleep")] == list(range(1, runs + 1))
+    assert row(served, job.id)["attempt"] == runs
+    seen = [event.attempt for event in events(oracle, "sleep")]  # a limit may be over before a run has said a word
+    assert seen == sorted({*seen} & {*range(1, runs + 1)})

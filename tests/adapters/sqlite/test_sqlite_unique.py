@@ -55,8 +55,9 @@ def test_a_delayed_job_holds_its_key(handler: SQLiteHandler, probe: Probe) -> No
 
 
 def test_a_key_is_free_after_its_ttl_and_then_the_next_one_s_alone(handler: SQLiteHandler, probe: Probe) -> None:
-    first = probe.backgrounded(unique=Unique("key", ttl=0.2)).note()
+    first = probe.backgrounded(unique=Unique("key", ttl=60)).note()
     assert not is_free(probe, "key")
+    query(handler.path, "UPDATE keys SET until = until - 59.8")
     eventually(lambda: is_free(probe, "key"))
     second = probe.backgrounded(unique="key").note()
     assert first.cancel()
@@ -124,10 +125,13 @@ def test_a_job_that_has_ended_gives_its_key_back(
 def test_a_key_is_held_until_the_start_or_until_the_end(
     served: SQLiteHandler, probe: Probe, oracle: str, tmp_path: Path, until: Any, free: bool
 ) -> None:
-    gate, key = tmp_path / "gate", f"key of {tmp_path}"
-    job = probe.backgrounded(unique=Unique(key, until=until)).hold(str(gate))
-    assert not is_free(probe, key) or events(oracle, "holding")
+    before, gate, key = tmp_path / "before", tmp_path / "gate", f"key of {tmp_path}"
+    probe.backgrounded.hold(str(before))
     eventually(lambda: events(oracle, "holding"))
+    job = probe.backgrounded(unique=Unique(key, until=until)).hold(str(gate))
+    assert not is_free(probe, key)
+    before.touch()
+    eventually(lambda: len(events(oracle, "holding")) == 2)
     assert is_free(probe, key) is free
     gate.touch()
     assert job.wait(60) == "succeeded"

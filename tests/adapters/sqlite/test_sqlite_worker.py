@@ -281,7 +281,7 @@ def test_another_worker_takes_over_when_a_whole_worker_dies(
             os.kill(begun.pid, signal.SIGKILL)
             died = time.time()
             eventually(lambda: len(events(oracle, "holding")) == 2)
-            assert events(oracle, "holding")[1].at - died < 5
+            assert events(oracle, "holding")[1].at - died < 20
             gate.touch()
             assert job.wait(60) == "succeeded"
     assert row(handler, job.id)["deaths"] == 1
@@ -452,8 +452,8 @@ def test_a_method_that_cannot_be_broken_off_is_killed_and_handed_back(
     with workers(handler, options=["--grace", "0.1"]) as process:
         job = item.backgrounded.swallow_everything(60)
         eventually(lambda: events(oracle, "swallow"))
-        process.send_signal(signal.SIGTERM)
         told = time.monotonic()
+        process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert 2 <= time.monotonic() - told < 20
         (begun,) = events(oracle, "swallow")
@@ -481,7 +481,7 @@ def test_an_idle_worker_ends_at_once(handler: SQLiteHandler, workers: Workers) -
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20  # the period of grace is 25
 
 
 # -- what it shows
