@@ -1,7 +1,10 @@
-"""Does `backgrounded doctor` see what makes the promises of an engine untrue, in a real server?"""
+"""What does the command line say of engines: does `doctor` see what makes their promises untrue, in a real server?"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import backgrounded
@@ -43,3 +46,11 @@ def test_a_file_that_cannot_be_opened_is_seen(tmp_path: Path, capsys: pytest.Cap
     with backgrounded.using("sqlite", url=f"sqlite:///{tmp_path}/nowhere/jobs.db"):
         assert main(["doctor"]) == 1
     assert "GAP: The engine cannot be asked" in capsys.readouterr().out
+
+
+def test_all_handlers_are_listed_with_what_they_keep() -> None:
+    """Of some it depends on the place: those say it of their default one."""
+    command = [sys.executable, "-m", "backgrounded", "handlers", "--json"]
+    listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert listed.keys() >= {"celery", "dramatiq", "huey", "procrastinate", "rq", "sqlite", "memory"}
+    assert all("queues" in features for features in listed.values())

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import backgrounded
 import pytest
@@ -83,6 +87,45 @@ def test_an_id_that_is_not_kept_is_said_and_is_no_success(
 ) -> None:
     assert main(["replay", "nobody"]) == 1
     assert "'nobody'" in capsys.readouterr().err
+
+
+def away(error: type[BaseException]) -> MemoryHandler:
+    """A handler whose engine cannot be asked."""
+
+    def nobody(*_: Any) -> Any:
+        raise error("nobody is there")
+
+    handler: Any = MemoryHandler()
+    handler.kept = handler.replay = handler.forget = nobody
+    return handler  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("command", [["kept"], ["replay", "--all"], ["replay", "id"], ["forget", "id"]])
+def test_an_engine_that_cannot_be_asked_is_one_line(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    with backgrounded.using(away(ConnectionRefusedError)):
+        assert main(command) == 1
+    said = "backgrounded: The engine cannot be asked: ConnectionRefusedError: nobody is there\n"
+    assert capsys.readouterr().err == said
+
+
+def test_who_reads_no_further_sees_no_complaint() -> None:
+    script = "import sys; from backgrounded.__main__ import main; sys.exit(main(['handlers', '--json']))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    run = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (1, b"")
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with backgrounded.using(away(KeyboardInterrupt)):
+        assert main(["kept"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_queue_without_a_name_is_no_queue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker", ""]) == 1
+    assert "is a variable of the shell not set?" in capsys.readouterr().err
 
 
 def test_a_handler_without_workers_says_how_to_name_one_that_has(

@@ -395,6 +395,27 @@ def test_where_nothing_is_configured_a_nested_call_takes_the_adapters_fallback()
     assert len(fallback.calls) == 1
 
 
+def test_a_fallback_is_made_once_for_all_calls_of_a_job() -> None:
+    """So that those of a batch go together, and connections are not opened for each."""
+    backgrounded.reset()
+    made: list[MemoryHandler] = []
+
+    def make() -> MemoryHandler:
+        made.append(MemoryHandler())
+        return made[-1]
+
+    perform(wire("nest_many", target={"module": __name__}), Delivery(handler="default"), fallback=make)
+    assert [len(handler.calls) for handler in made] == [4]
+
+
+@backgroundable
+def nest_many() -> None:
+    with backgrounded.batch():
+        for _ in range(3):
+            background(User()).do_stuff()
+    background(User()).do_stuff()
+
+
 def test_the_fallback_does_not_stand_in_for_another_alias() -> None:
     backgrounded.reset()
     with pytest.raises(ConfigurationError, match="'typo_of_default'"):
@@ -482,7 +503,7 @@ def test_a_worker_whose_plugin_is_broken_keeps_its_jobs() -> None:
 
 def test_two_runs_at_once_do_not_see_each_other() -> None:
     backgrounded.configure("null", allow=["test_perform"])
-    both = threading.Barrier(2, timeout=5)
+    both = threading.Barrier(2, timeout=60)
     seen: dict[str, str] = {}
 
     def run(id_: str) -> None:

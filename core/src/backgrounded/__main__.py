@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ._configuration import DEFAULT, HANDLERS, Configuration, configuration_of, entry_points, load_handler, runtime
 from ._runtime import load_app
 from .errors import BackgroundedError, ConfigurationError
 from .handler import OPTION_FEATURES, Feature
 
+INTERRUPTED: Final = 130
+"""What a shell expects of a command that Ctrl-C has ended."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, or 1 when it failed with a reason on standard error."""
     parsed = _parser().parse_args(arguments)
     try:
-        return int(parsed.run(parsed) or 0)
+        code = int(parsed.run(parsed) or 0)
+        sys.stdout.flush()
+        return code
     except BackgroundedError as error:
         print(f"backgrounded: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever reads has read enough, and Python is not to complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,6 +128,8 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 def _worker(parsed: argparse.Namespace) -> None:
     """Give this process to the engine's own worker, in the environment and directory that it has."""
+    if "" in parsed.queues:
+        raise ConfigurationError("A queue has a name, and one of these has none: is a variable of the shell not set?")
     command = _handler_of(parsed, Feature.WORKER).worker_command(parsed.queues)
     if parsed.show:
         print(shlex.join(command))
@@ -128,23 +141,36 @@ def _worker(parsed: argparse.Namespace) -> None:
 
 
 def _kept(parsed: argparse.Namespace) -> None:
-    for job in _handler_of(parsed, Feature.KEPT).kept():
-        shown = {"id": job.id, "name": job.name, "code": job.code, "reason": job.reason}
-        print(json.dumps(shown) if parsed.json else f"{job.id}  {job.name}  {job.code}: {job.reason}")
+    with _asked(parsed) as handler:
+        for job in handler.kept():
+            shown = {"id": job.id, "name": job.name, "code": job.code, "reason": job.reason}
+            print(json.dumps(shown) if parsed.json else f"{job.id}  {job.name}  {job.code}: {job.reason}")
 
 
 def _replay(parsed: argparse.Namespace) -> None:
-    handler = _handler_of(parsed, Feature.KEPT)
-    for id in _ids_of(parsed, handler):
-        handler.replay(id)
-        print(f"{id} runs again")
+    with _asked(parsed) as handler:
+        for id in _ids_of(parsed, handler):
+            handler.replay(id)
+            print(f"{id} runs again")
 
 
 def _forget(parsed: argparse.Namespace) -> None:
+    with _asked(parsed) as handler:
+        for id in _ids_of(parsed, handler):
+            handler.forget(id)
+            print(f"{id} is dropped")
+
+
+@contextlib.contextmanager
+def _asked(parsed: argparse.Namespace) -> Iterator[Any]:
+    """The handler that is meant, of which kept jobs are asked. Its engine's own errors become one of ours."""
     handler = _handler_of(parsed, Feature.KEPT)
-    for id in _ids_of(parsed, handler):
-        handler.forget(id)
-        print(f"{id} is dropped")
+    try:
+        yield handler
+    except (BackgroundedError, BrokenPipeError):  # the latter is of what we print
+        raise
+    except Exception as error:
+        raise BackgroundedError(f"The engine cannot be asked: {type(error).__name__}: {error}") from error
 
 
 def _ids_of(parsed: argparse.Namespace, handler: Any) -> list[str]:
@@ -153,8 +179,14 @@ def _ids_of(parsed: argparse.Namespace, handler: Any) -> list[str]:
     return [job.id for job in handler.kept()] if parsed.all else list(parsed.ids)
 
 
+def _features_of(handler: Any) -> Iterable[str]:
+    """What a class of handlers keeps; where that depends on the place, what it keeps where it goes by default."""
+    found: Any = handler.features
+    return handler().features if isinstance(found, property) else found  # type: ignore[no-any-return]
+
+
 def _handlers(parsed: argparse.Namespace) -> int:
-    found = {entry.name: sorted(load_handler(entry.name).features) for entry in entry_points(HANDLERS)}
+    found = {entry.name: sorted(_features_of(load_handler(entry.name))) for entry in entry_points(HANDLERS)}
     if parsed.json:
         print(json.dumps(found, indent=2, sort_keys=True))
         return 0

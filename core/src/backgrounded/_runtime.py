@@ -418,7 +418,8 @@ def perform(
         with contextlib.suppress(PerformError):
             _raise_again(runtime().codec.read(wire), delivery, error)
         raise
-    tokens = _running.set(_Running(job, fallback)), _batch.set(None)
+    once = None if fallback is None else functools.cache(fallback)  # the calls of a batch go together
+    tokens = _running.set(_Running(job, once)), _batch.set(None)
     started = time.perf_counter()
     outcome: State = State.SUCCEEDED
     cause: BaseException | None = None

@@ -28,6 +28,9 @@ DEFAULT_PRIORITY: Final = 5
 LONGEST_WAIT: Final = 7 * 86400.0
 """No wait between two runs is longer than this, in seconds: exponential backoff ends somewhere."""
 
+LONGEST: Final = 100 * 365 * 86400.0
+"""No number of seconds in an option is greater: what is meant to be "for ever" overflows somewhere on each engine."""
+
 _DOTTED: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -42,7 +45,7 @@ def new_id() -> str:
     return os.urandom(16).hex()
 
 
-def _seconds(option: str, value: object, *, least: float, exclusive: bool = False) -> float:
+def _seconds(option: str, value: object, *, least: float, exclusive: bool = False, most: float = LONGEST) -> float:
     """`value` as finite seconds, or InvalidOption. A bool is a mistake, not a number."""
     number = value.total_seconds() if isinstance(value, timedelta) else _number(value)
     if number is None:
@@ -50,6 +53,8 @@ def _seconds(option: str, value: object, *, least: float, exclusive: bool = Fals
     if not math.isfinite(number) or number < least or (exclusive and number == least):
         bound = f"{'more than' if exclusive else 'at least'} {least:g}"
         raise InvalidOption(option, f"must be {bound} seconds, got {value!r}")
+    if number > most:
+        raise InvalidOption(option, f"must be at most {most:,.0f} seconds, a hundred years, got {value!r}")
     return number
 
 
@@ -140,7 +145,7 @@ class Retry:
         waits = self.wait if isinstance(self.wait, (list, tuple)) else [self.wait]
         if not waits:
             raise InvalidOption("retry.wait", "an empty list of waits says nothing; use wait=0 for at once")
-        put(self, "wait", tuple(_seconds("retry.wait", item, least=0) for item in waits))
+        put(self, "wait", tuple(_seconds("retry.wait", item, least=0, most=math.inf) for item in waits))
         put(self, "backoff", _factor("retry.backoff", self.backoff, least=1))
         put(self, "jitter", _factor("retry.jitter", 0 if self.jitter is None else self.jitter, least=0))
         put(self, "on", _names("retry.on", self.on))

@@ -37,9 +37,17 @@ from typing import Any, ClassVar
 
 
 class BackgroundedError(Exception):
-    """The root of everything this package raises by itself."""
+    """The root of everything this package raises by itself. It can be copied and pickled: processes pass errors on."""
 
     code: ClassVar[str] = "error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _as_it_was, (type(self), self.args), vars(self)
+
+
+def _as_it_was(cls: type[BackgroundedError], args: tuple[Any, ...]) -> BackgroundedError:
+    """An error again, without its class's `__init__`, which wants the parts and not the message."""
+    return cls.__new__(cls, *args)
 
 
 class ConfigurationError(BackgroundedError):

@@ -25,9 +25,9 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     alarm = _Alarm(threading.get_ident())
     timer = threading.Timer(seconds, alarm.ring)
     timer.daemon = True
-    timer.start()
     try:
         try:
+            timer.start()  # in here: a short limit may ring before this returns
             yield
         finally:
             timer.cancel()
