@@ -20,20 +20,22 @@ class CuttingProxy:
         self.cuts = 0
         self.mark = mark
         self._random = random.Random(seed)
-        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._pairs: dict[socket.socket, tuple[socket.socket, threading.Thread]] = {}
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self, share: float = 1.0) -> int:
-        """Reset so many of the connections that are open, to both sides. How many it were."""
+        """Reset so many of the connections that are open, to both sides, which know it when this returns. How many it
+        were."""
         with self._lock:
             chosen = [client for client in self._pairs if self._random.random() < share]
-            pairs = [(client, self._pairs.pop(client)) for client in chosen]
-        for pair in pairs:
-            for side in pair:
-                _reset(side)
+            pairs = [(client, *self._pairs.pop(client)) for client in chosen]
+        for client, server, thread in pairs:
+            _reset(client)
+            _reset(server)
+            thread.join(10)  # a socket is not closed before nobody reads from it
         self.cuts += len(pairs)
         return len(pairs)
 
@@ -47,7 +49,7 @@ class CuttingProxy:
         """One request, one reply, in turn: what redis-py's pipelines and commands do."""
         server = socket.create_connection(self.target)
         with self._lock:
-            self._pairs[client] = server
+            self._pairs[client] = server, threading.current_thread()
         cutting = threading.Event()
         threading.Thread(target=self._answer, args=(server, client, cutting), daemon=True).start()
         with contextlib.suppress(OSError), client, server:

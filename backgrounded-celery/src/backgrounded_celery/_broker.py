@@ -17,12 +17,15 @@ from functools import cached_property, lru_cache, partial
 from typing import Any, Final
 
 from amqp.exceptions import AMQPError, ChannelError, MessageNacked
+from backgrounded import ConfigurationError
 from backgrounded.handler import KeptQueue, not_reached
 from backgrounded.records import Records, redis_pool
 from celery import Celery
+from celery.app.routes import Router
 from celery.backends.redis import RedisBackend
+from celery.exceptions import QueueNotFound
 from kombu.entity import Queue
-from kombu.exceptions import KombuError
+from kombu.exceptions import KombuError, LimitExceeded
 from kombu.pools import ProducerPool
 from redis.exceptions import RedisError
 
@@ -36,7 +39,10 @@ LONGEST_HOP: Final = 900.0
 """Seconds for which a worker may hold a message that is not due. Redis hands a message that was not acknowledged to
 another worker after its visibility timeout, RabbitMQ closes the channel after 30 minutes. So a longer delay is carried
 in hops: the message is sent again until it is due."""
-CONNECTIONS: Final = 10
+CONNECTIONS: Final = 100
+"""The most connections of a process; as many are opened as callers are at it at once."""
+LEAST_NATIVE: Final = 1.1
+"""Seconds: Celery delays messages for quorum queues in whole seconds, of which there has to be one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Message:
     """One job on its way: all that a worker is told, and all that sends it again.
 
     `priority` is the broker's, `due` in seconds since the epoch, `attempt` counts from 1. With an `exchange`, `queue`
-    is the routing key. `timeout` and `result_ttl` are seconds, `handler` is the alias that the call came by.
+    is the routing key, where no queue is known by name. `timeout` and `result_ttl` are seconds, `handler` is the alias
+    that the call came by.
     """
 
     id: str
@@ -93,21 +100,18 @@ class Broker(KeptQueue):
                         sent.append(message.id)
 
     def _send(self, message: Message, producer: Any) -> None:
-        moment = time.time()
-        late = message.due is not None and message.due > moment
-        eta = min(message.due or 0, moment + self.longest_hop) if late else None
-        where: dict[str, Any] = {"queue": message.queue}
-        if message.exchange:
-            where = {"exchange": message.exchange, "routing_key": message.queue}
+        args, beside = (message.wire,), message.beside()
+        where = self._route(message, args, beside)
+        eta = self._eta(message.due, where.get("queue"))
         self.app.send_task(
             TASK,
-            args=(message.wire,),
-            kwargs=message.beside(),
+            args=args,
+            kwargs=beside,
             task_id=message.id,
             shadow=message.name,
             argsrepr="(...)",
             kwargsrepr="{...}",
-            eta=None if eta is None else datetime.fromtimestamp(eta, timezone.utc),
+            eta=eta,
             retries=message.attempt - 1,
             time_limit=hard_limit(message.timeout),
             # The outcome stands in our record. For a result of its own Celery would SUBSCRIBE before it sends, and try
@@ -116,10 +120,53 @@ class Broker(KeptQueue):
             add_to_parent=False,
             retry=False,
             delivery_mode=2,
-            priority=message.priority,
             producer=producer,
-            **{word: value for word, value in where.items() if value is not None},
+            router=Router(app=self.app),  # it goes where it was routed to, above
+            **where,
         )
+
+    def _route(self, message: Message, args: tuple[Any, ...], beside: dict[str, Any]) -> dict[str, Any]:
+        """Where the app's routes send a message, and with what. One for a queue goes there, whatever a route adds.
+
+        What is told `beside` the wire learns the queue's name, where the worker cannot see it in the message.
+        """
+        said: dict[str, Any] = {}
+        if message.exchange:
+            said = {"exchange": message.exchange, "routing_key": message.queue}
+        elif message.queue is not None:
+            said = {"queue": message.queue}
+        if message.priority is not None:
+            said["priority"] = message.priority
+        if self.transport == "amqp":
+            said["mandatory"] = True  # else RabbitMQ confirms what it throws away, since no queue wants it
+        try:
+            where: dict[str, Any] = self.app.amqp.router.route(said, TASK, args, beside)
+        except QueueNotFound as error:
+            raise ConfigurationError(f"celery: no queue of the app is where its routes send a job: {error}") from error
+        queue = where.get("queue")
+        if queue is not None and not message.exchange:
+            if message.queue is not None:
+                where |= _address_of(queue)
+            if queue.exchange.type != "direct":
+                beside["queue"] = queue.name
+        return where
+
+    def _eta(self, due: float | None, queue: Any) -> datetime | None:
+        """Until when a message is delayed on its way; after that, or from the beginning, in hops."""
+        moment = time.time()
+        if due is None or due <= moment:
+            return None
+        eta = min(due, moment + self.longest_hop)
+        if queue is not None and queue.exchange.type != "direct" and _has_native_delays(self.app, self.transport):
+            eta = max(eta, moment + LEAST_NATIVE)
+        return datetime.fromtimestamp(eta, timezone.utc)
+
+    def knows_queue(self, name: str) -> bool:
+        """Whether there is, or is made when it is wanted, a queue of this name."""
+        try:
+            return self.app.amqp.queues[name] is not None
+        except KeyError:
+            return False
 
     @property
     def longest_hop(self) -> float:
@@ -134,8 +181,9 @@ class Broker(KeptQueue):
     def _producer(self) -> Iterator[Any]:
         if self._pid != os.getpid():  # a connection is of one process: after a fork both would read from it
             self._pool, self._pid = ProducerPool(self._connection().Pool(CONNECTIONS), CONNECTIONS), os.getpid()
-        with self._pool.acquire(block=True, timeout=self.patience) as producer:
+        with self._pool.acquire(block=True, timeout=self.patience / 4) as producer:
             try:
+                _renew_if_dead(producer.connection)
                 yield producer
             except BaseException:
                 # What comes late on this connection would be taken for the answer to the next message.
@@ -144,10 +192,12 @@ class Broker(KeptQueue):
                 raise
 
     def close(self) -> None:
-        """Close the connections to the broker; the next use makes new ones."""
+        """Close the connections to the broker and the result backend; the next use makes new ones."""
         pool, self._pool, self._pid = self._pool, None, 0
         if pool is not None:
             pool.connections.force_close_all()
+        if self._records is not None:
+            self._records.client.connection_pool.disconnect()
 
     def _connection(self) -> Any:
         connection = self.app.connection_for_write(connect_timeout=self.patience)
@@ -229,6 +279,35 @@ def _message_from(body: Mapping[str, Any]) -> Message:
     return Message(**{name: body[name] for name in _FIELDS if name in body})
 
 
+def _address_of(queue: Any) -> dict[str, str]:
+    """How a message gets into this queue, and not only to the exchange that it is bound to."""
+    if queue.exchange.type == "direct":
+        return {"exchange": "", "routing_key": queue.name, "exchange_type": "direct"}
+    return {"exchange": queue.exchange.name, "routing_key": queue.routing_key, "exchange_type": queue.exchange.type}
+
+
+def _has_native_delays(app: Celery, transport: str) -> bool:
+    """Whether Celery (5.5 and later) delays messages by RabbitMQ's means, since the app has quorum queues."""
+    try:
+        from celery.utils.quorum_queues import detect_quorum_queues
+    except ImportError:
+        return False
+    return bool(detect_quorum_queues(app, transport)[0])
+
+
+def _renew_if_dead(connection: Any) -> None:
+    """Close a connection to RabbitMQ that ended while nobody used it: the next step makes a new one. On Redis,
+    redis-py looks by itself."""
+    if connection.transport.driver_type != "amqp" or not connection.connected:
+        return
+    try:
+        connection.drain_events(timeout=0)
+    except TimeoutError:  # it lives, and has nothing to say
+        return
+    except (AMQPError, OSError):
+        connection.collect()
+
+
 @lru_cache(maxsize=8)
 def broker_of(app: Celery) -> Broker:
     """The broker of an app, as a worker uses it."""
@@ -241,13 +320,15 @@ def hard_limit(timeout: float | None) -> float | None:
     return None if timeout is None else 2 * timeout + 10
 
 
+REFUSALS: Final = (ChannelError, MessageNacked)
+"""What a broker raises that says no."""
 FAILURES: Final = (KombuError, AMQPError, MessageNacked, RedisError, OSError)
 """What a broker or a result backend that is down, or says no, raises."""
 
 
 def never_sent(error: BaseException) -> bool:
     """Whether the broker certainly did not take a message: it was not reached, or it said no."""
-    return isinstance(error, (ChannelError, MessageNacked)) or not_reached(error)
+    return isinstance(error, (*REFUSALS, LimitExceeded)) or not_reached(error)
 
 
 def _text(value: Any) -> str:

@@ -154,7 +154,8 @@ class CeleryHandler:
     def check(self, call: Call) -> None:
         """Refuse what this app does not keep, and limits within which Redis would run the job twice."""
         refuse_unkept(call, "celery", features_of(self.broker))
-        if call.options.queue is not None and (why := why_no_queue(call.options.queue)) is not None:
+        queue = call.options.queue or self._queue
+        if queue is not None and (why := why_no_queue(queue) or self._why_unknown(queue)) is not None:
             raise InvalidOption("queue", why)
         timeout, visibility = call.options.timeout, self.broker.visibility_timeout
         if timeout is not None and self.broker.transport == "redis" and timeout >= visibility:
@@ -163,6 +164,11 @@ class CeleryHandler:
                 f"{timeout:g} s: Redis hands a job that runs for {visibility:g} s to a second worker. Set "
                 "broker_transport_options = {'visibility_timeout': ...} to more than that, in the worker too",
             )
+
+    def _why_unknown(self, queue: str) -> str | None:
+        if self.broker.knows_queue(queue):
+            return None
+        return f"{queue!r} is none of the app's task_queues, and task_create_missing_queues is off"
 
     def enqueue(self, call: Call) -> str:
         return self.enqueue_many([call])[0]
@@ -286,7 +292,7 @@ class CeleryHandler:
         return with_settings(command, settings)
 
     def close(self) -> None:
-        """Close the connections to the broker; the next use makes new ones."""
+        """Close the connections to the broker and the result backend; the next use makes new ones."""
         if self._broker is not None:
             self._broker.close()
 

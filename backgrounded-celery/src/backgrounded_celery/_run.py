@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, Final
 
 import backgrounded
@@ -21,6 +20,7 @@ from backgrounded.alarm import Alarm
 from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_from, failure_record, positive, printable
 from backgrounded.records import RESULT_TTL
 from billiard.process import current_process
+from celery import Celery
 from celery.exceptions import (
     Reject,
     Retry,
@@ -30,9 +30,11 @@ from celery.exceptions import (
     WorkerShutdown,
     WorkerTerminate,
 )
+from kombu.exceptions import SerializationError
 from redis.exceptions import RedisError
 
-from ._broker import Broker, Message, broker_of
+from ._broker import FAILURES, REFUSALS, Broker, Message, broker_of
+from ._pool import readable
 from .task import TASK
 
 logger = logging.getLogger("backgrounded")
@@ -45,34 +47,32 @@ STORE_AWAY: Final = 5.0
 
 def run(task: Any, args: Any, beside: Any) -> None:
     """Run the call in the one argument, a wire, with what `Message.beside` says. Anybody may have written both."""
-    here = str(Path.cwd())
-    if here not in sys.path:  # `celery -A shop` takes it out again when it has imported the app
-        sys.path.append(here)
     message, broker = message_of(task, args, beside), broker_of(task.app)
     if task.request.is_eager:
         _perform_eagerly(message)
         return
-    if message.due is not None and (early := message.due - time.time()) > 0:
-        if early > EARLY:
-            _send_again(broker, message)
-            return
-        time.sleep(early)
-    deaths = _begin(broker, message)
-    if deaths is not None or broker.records is None:
-        _perform(task, message, broker, deaths)
+    try:
+        if _is_due(broker, message):
+            deaths = _begin(broker, message)
+            if deaths is not None or broker.records is None:
+                _perform(task, message, broker, deaths)
+    except Keep as keep:
+        _keep(broker, message, keep)
+        raise (keep.__cause__ or keep) from None
 
 
 def message_of(task: Any, args: Any, beside: Any) -> Message:
     """The message that brought this run, as far as it can be believed."""
     request, delivery = task.request, task.request.delivery_info or {}
     exchange = delivery.get("exchange")
-    handler = beside.get("handler", "default")
+    handler, queue = beside.get("handler", "default"), beside.get("queue")
+    is_named = isinstance(queue, str)
     return Message(
         id=str(request.id),
         wire=args[0] if len(args) == 1 else list(args),
         name=printable(getattr(request, "shadow", None) or TASK),
-        queue=delivery.get("routing_key"),
-        exchange=exchange or None,
+        queue=queue if is_named else delivery.get("routing_key"),
+        exchange=None if is_named else exchange or None,
         priority=delivery.get("priority"),
         handler=handler if isinstance(handler, str) else "default",
         due=positive(beside.get("due")),
@@ -83,6 +83,16 @@ def message_of(task: Any, args: Any, beside: Any) -> Message:
 
 
 # -- one run
+
+
+def _is_due(broker: Broker, message: Message) -> bool:
+    """Whether it is time; otherwise it is on its way once more."""
+    early = 0.0 if message.due is None else message.due - time.time()
+    if early > EARLY:
+        _send_again(broker, message)
+        return False
+    time.sleep(max(0.0, early))
+    return True
 
 
 def _begin(broker: Broker, message: Message) -> int | None:
@@ -108,9 +118,8 @@ def _perform(task: Any, message: Message, broker: Broker, deaths: int | None) ->
         _again(broker, message, again)
     except Skip as skip:
         end(broker, message, skip.state, None)
-    except Keep as keep:
-        _keep(broker, message, keep)
-        raise (keep.__cause__ or keep) from None
+    except Keep:
+        raise
     except (WorkerShutdown, WorkerTerminate, KeyboardInterrupt):
         raise  # a solo worker is told to end: that is no failure of the method
     except BaseException as error:
@@ -138,15 +147,16 @@ def _run(task: Any, message: Message, deaths: int | None) -> Any:
         redelivered=bool((task.request.delivery_info or {}).get("redelivered")),
     )
     return backgrounded.perform(
-        message.wire, delivery, fallback=lambda: _handler_of(task), limit=lambda: _limit(message.timeout)
+        message.wire, delivery, fallback=lambda: _handler_of(task.app), limit=lambda: _limit(message.timeout)
     )
 
 
-def _handler_of(task: Any) -> Any:
-    """A handler for nested calls, where this worker has configured none: the same app."""
+@lru_cache(maxsize=8)
+def _handler_of(app: Celery) -> Any:
+    """A handler for nested calls, where this worker has configured none: the same app, and one set of connections."""
     from ._handler import CeleryHandler  # here, not above: most workers need no handler
 
-    return CeleryHandler(app=task.app)
+    return CeleryHandler(app=app)
 
 
 def _has_alarm() -> bool:
@@ -177,15 +187,24 @@ def _again(broker: Broker, message: Message, again: Again) -> None:
         with _noted(message):
             broker.records.again(message.id, due)
     _send_again(broker, replace(message, due=due, attempt=message.attempt + 1))
-    raise Retry(exc=again.__cause__, when=again.seconds) from None
+    raise Retry(exc=readable(again.__cause__), when=again.seconds) from None
 
 
 def _send_again(broker: Broker, message: Message) -> None:
-    """Send it once more; where that fails, the broker has to hand this one over again."""
+    """Send it once more. Where the broker is away it has to hand this one over again. What cannot be sent is kept: to
+    run it again would change nothing."""
     try:
         broker.send([message])
-    except Exception as error:
+    except (*REFUSALS, SerializationError) as error:
+        raise _unsendable(error) from error
+    except FAILURES as error:
         raise Reject(error, requeue=True) from error
+    except Exception as error:
+        raise _unsendable(error) from error
+
+
+def _unsendable(error: Exception) -> Keep:
+    return Keep(f"It could not be sent again: {type(error).__name__}: {error}", "unsendable")
 
 
 def _keep(broker: Broker, message: Message, keep: Keep) -> None:

@@ -185,11 +185,11 @@ def guarantees_of(broker: Broker) -> Guarantees:
     """What is promised with an app's settings. On Redis "at-least-once" is not, on RabbitMQ it is."""
     if broker.app.conf.task_always_eager:
         return Guarantees(notes=("task_always_eager: a job runs inside of its call, and nothing is written down.",))
-    notes, late = tuple(_notes(broker)), _is_acknowledged_late(broker.app.conf)
+    notes, is_safe = tuple(_notes(broker)), _what_loses(broker.app) is None
     if broker.transport == "redis":
         return Guarantees(notes=notes)
     if broker.transport == "amqp":
-        return Guarantees("at-least-once", recovery_s=10.0, notes=notes) if late else Guarantees(notes=notes)
+        return Guarantees("at-least-once", recovery_s=10.0, notes=notes) if is_safe else Guarantees(notes=notes)
     return Guarantees(notes=(f"The broker ({broker.transport}) is not one that these promises were tested on.", *notes))
 
 
@@ -218,8 +218,8 @@ def _notes(broker: Broker) -> Iterator[str]:
         yield "Set worker_prefetch_multiplier = 1: what a worker has prefetched waits for it, however urgent or late."
     if conf.task_time_limit or conf.task_soft_time_limit:
         yield "task_time_limit and task_soft_time_limit of the app stop jobs of ours, too."
-    if not _is_acknowledged_late(conf):
-        yield "task_annotations of the app set acks_late=False: a job is lost with its worker."
+    if (word := _what_loses(broker.app)) is not None:
+        yield f"task_annotations of the app set {word}=False: a job is lost with its worker."
 
 
 def _sweep_of(conf: Any) -> float:
@@ -231,10 +231,7 @@ def _sweep_of(conf: Any) -> float:
     return float(interval * said.get("unacked_restore_throttle", RedisChannel.unacked_restore_throttle))
 
 
-def _is_acknowledged_late(conf: Any) -> bool:
-    """Whether the app leaves our task as it is: a message is acknowledged when its run is over."""
-    annotations = conf.task_annotations
-    if not isinstance(annotations, dict):
-        return not annotations
-    said = {**annotations.get("*", {}), **annotations.get(TASK, {})}
-    return bool(said.get("acks_late", True))
+def _what_loses(app: Celery) -> str | None:
+    """Which word the app's annotations say about our task, so that a job is lost with its worker; None: none."""
+    task = app.tasks[TASK]
+    return next((word for word in ("acks_late", "reject_on_worker_lost") if not getattr(task, word)), None)

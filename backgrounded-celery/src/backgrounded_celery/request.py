@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from backgrounded.handler import State, failure_record, printable
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import WorkerLostError
 from celery.signals import task_revoked
 from celery.worker.request import Request as CeleryRequest
 
@@ -27,6 +29,19 @@ class Request(CeleryRequest):  # type: ignore[misc] # Celery has no types
 
     def info(self, safe: bool = False) -> Any:
         return super().info(safe=True)
+
+    def on_failure(self, exc_info: Any, *args: Any, **rest: Any) -> Any:
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        if isinstance(error, (WorkerLostError, SystemExit)) and not self._comes_back:
+            _end(self.app, self.id, State.FAILED, failure_record(error))
+        return super().on_failure(exc_info, *args, **rest)
+
+    @property
+    def _comes_back(self) -> bool:
+        """Whether the broker hands it out again when its process has died."""
+        return bool(self.task.acks_late and self.task.reject_on_worker_lost)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         if not soft:

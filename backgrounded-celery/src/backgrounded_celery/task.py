@@ -10,8 +10,17 @@ from typing import Any, Final
 
 from backgrounded.errors import PerformError
 from celery import shared_task
+from celery.signals import worker_init
 
 TASK: Final = "backgrounded.perform"
+
+
+def _on_failure(task: Any, error: Any, id: Any, args: Any, kwargs: Any, einfo: Any) -> None:
+    """Before a process of the pool tells the worker's main process how the run ended."""
+    from ._pool import make_readable  # here, not above: see the module's docstring
+
+    make_readable(einfo, error)
+    task.app.Task.on_failure(task, error, id, args, kwargs, einfo)
 
 
 @shared_task(  # type: ignore[untyped-decorator] # Celery has no types
@@ -31,9 +40,17 @@ TASK: Final = "backgrounded.perform"
     typing=False,
     throws=(PerformError,),  # what is kept has been logged by the core: no traceback of Celery's
     Request="backgrounded_celery.request:Request",
+    on_failure=_on_failure,
 )
 def perform(task: Any, /, *args: Any, **beside: Any) -> None:
     """Run the call in the one argument, with what stands beside it."""
     from ._run import run  # here, not above: see the module's docstring
 
     run(task, args, beside)
+
+
+@worker_init.connect(weak=False)  # type: ignore[untyped-decorator] # as above
+def _prepare(**_: Any) -> None:
+    from ._pool import prepare  # as above
+
+    prepare()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -11,8 +12,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import backgrounded
 import kombu.transport.redis
@@ -27,7 +29,7 @@ from celery_contract import celery_worker
 from celeryshop.jobs import Item
 from celerytools import starts
 
-from servers import redis_server
+from servers import freeze, redis_server
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -88,18 +90,68 @@ def test_an_app_is_looked_up_by_its_name_at_the_first_use(handler, shop, monkeyp
         Item("x").backgrounded.give(1)
 
 
-def test_the_directory_in_which_a_worker_starts_is_enough(handler, shop_url, start_worker, tmp_path, oracle):
-    """Celery takes it from the path when it has imported the app."""
+@pytest.fixture
+def only_there(tmp_path: Path) -> Iterator[tuple[Any, str]]:
+    """The application where the worker is to start, and nowhere on its path; and the command that starts it there."""
     shutil.copytree(Path(__file__).parent / "celeryshop", tmp_path / "celerycwd")
     (tmp_path / "celerycwd" / "__init__.py").write_text("")
-    sys.path.insert(0, str(tmp_path))
-    try:
-        from celerycwd.jobs import Item as Here
-    finally:
-        sys.path.remove(str(tmp_path))
-    home = ["env", "-C", str(tmp_path), "celery", "-A", "celerycwd.celery"]
-    with start_worker("-Q", "cwd", BACKGROUNDED_APP="celerycwd.jobs", PYTHONPATH="", before=" ".join(home)):
-        assert Here(oracle).backgrounded(queue="cwd").give(1).result(timeout=60) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        yield importlib.import_module("celerycwd.jobs"), f"env -C {tmp_path} celery -A celerycwd.celery"
+    for name in [name for name in sys.modules if name.startswith("celerycwd")]:
+        del sys.modules[name]
+
+
+def test_the_directory_in_which_a_worker_starts_is_enough(handler, start_worker, only_there, oracle):
+    """Celery takes it from the path when it has imported the app. An exception goes through the main process, too."""
+    jobs, command = only_there
+    item = jobs.Item(oracle)
+    with start_worker("-Q", "cwd", BACKGROUNDED_APP="celerycwd.jobs", PYTHONPATH="", before=command) as worker:
+        assert item.backgrounded(queue="cwd").give(1).result(timeout=60) == 1
+        for tries in (0, 1):
+            failed = item.backgrounded(queue="cwd", retry=tries).fail_in_our_words()
+            assert failed.exception(timeout=60).type_name == "celerycwd.jobs.NoLuck"
+            assert len(starts(oracle, failed.id)) == tries + 1
+        assert item.backgrounded(queue="cwd").lose_its_directory().wait(timeout=60) == "succeeded"
+        assert item.backgrounded(queue="cwd").give(2).result(timeout=60) == 2
+        assert "Unrecoverable" not in worker.log
+
+
+UNREADABLE = """
+import os, sys
+
+sys.path.append(os.environ["VENDOR"])
+import vendored
+
+from celeryshop.jobs import Item
+
+class Customer(Item):
+    def fail_in_their_words(self):
+        self._start()
+        raise vendored.Sorry("no luck")
+"""
+
+
+def test_an_exception_that_only_the_pools_process_knows_does_not_end_the_worker(
+    handler, start_worker, tmp_path, monkeypatch, oracle
+):
+    """Celery's main process would import what it names, and ends where that cannot be."""
+    (tmp_path / "vendor").mkdir()
+    (tmp_path / "vendor" / "vendored.py").write_text("class Sorry(Exception):\n    pass\n")
+    (tmp_path / "unreadable.py").write_text(UNREADABLE)
+    monkeypatch.setenv("VENDOR", str(tmp_path / "vendor"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    from unreadable import Customer
+
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])
+    with start_worker("-Q", "vendor", BACKGROUNDED_APP="unreadable", PYTHONPATH=path) as worker:
+        customer = Customer(oracle)
+        failed = customer.backgrounded(queue="vendor", retry=1).fail_in_their_words()
+        assert failed.exception(timeout=60).type_name == "vendored.Sorry"
+        assert customer.backgrounded(queue="vendor").give(1).result(timeout=60) == 1
+        assert len(starts(oracle, failed.id)) == 2
+        assert "JobFailed" in worker.log
+        assert "Unrecoverable" not in worker.log
 
 
 EARLY = """
@@ -136,6 +188,11 @@ def test_a_nested_call_goes_back_where_its_job_came_from(handler, shop_worker, o
     assert backgrounded.job(job.result(timeout=60)).result(timeout=60) == "nested"
 
 
+def test_nested_calls_of_a_job_share_their_connections(handler, shop_worker, oracle):
+    """And a job's batch is one, where the worker has configured nothing."""
+    assert Item(oracle).backgrounded.nest_many(50).result(timeout=60) < 10
+
+
 # -- what they say
 
 
@@ -158,10 +215,10 @@ def test_arguments_are_nowhere_but_in_the_message(handler, shop, shop_worker, or
                 item.backgrounded.fail("no luck", CANARY),
                 item.backgrounded(retry=Retry(1, wait=0.2)).fail("no luck", CANARY),
                 item.backgrounded(expires=0.000_001).give(1, CANARY),
-                item.backgrounded(delay=5).give(2, CANARY),
             ]
-            eventually(lambda: shown_by(shop))
-            shown = shown_by(shop)
+            delayed = item.backgrounded(delay=600).give(2, CANARY)
+            shown = eventually(lambda: found if "Item.give" in (found := shown_by(shop)) else "")
+            assert delayed.cancel()
             for job in jobs:
                 job.wait(timeout=60)
             ends = ("task-succeeded", "task-failed")
@@ -240,6 +297,27 @@ def test_a_job_that_kills_its_process_is_begun_three_times_and_then_kept(handler
     handler.forget(poison.id)
 
 
+@pytest.mark.parametrize("word", ["acks_late", "reject_on_worker_lost"])
+def test_an_app_whose_annotations_give_a_job_up_with_its_process_promises_nothing(shop_url, start_worker, oracle, word):
+    given_up = {"backgrounded.perform": {word: False}}
+    app = Celery(word, broker="amqp://127.0.0.1:1", backend=shop_url, set_as_current=False)
+    assert CeleryHandler(app=app).guarantees.delivery == "at-least-once"
+    app = Celery(word, broker="amqp://127.0.0.1:1", backend=shop_url, set_as_current=False)
+    app.conf.task_annotations = given_up
+    promised = CeleryHandler(app=app).guarantees
+    assert promised.delivery == "none"
+    assert f"{word}=False" in " ".join(promised.notes)
+    app = Celery(word, broker=shop_url, backend=shop_url, set_as_current=False)
+    with (
+        backgrounded.using("celery", app=app),
+        start_worker("-Q", word, CELERYSHOP_ANNOTATIONS=json.dumps(given_up)),
+    ):
+        job = Item(oracle).backgrounded(queue=word).die(99)
+        assert job.exception(timeout=60).type_name.endswith("WorkerLostError")
+        assert Item(oracle).backgrounded(queue=word).give(1).result(timeout=60) == 1
+    assert len(starts(oracle, job.id)) == 1
+
+
 def test_deaths_are_no_failures_and_each_attempt_may_have_its_own(handler, shop_worker, oracle):
     job = Item(oracle).backgrounded(retry=2).die_once_in_every_attempt()
     with pytest.raises(JobFailed, match="no luck"):
@@ -266,18 +344,18 @@ def test_a_job_of_a_killed_worker_runs_again_after_the_visibility_timeout(shop_u
 def test_a_long_delay_is_carried_in_hops_and_runs_once(shop_url, start_worker, oracle):
     """Redis would hand it over a second time after the visibility timeout, which is shorter than the delay."""
     app = Celery("quick", broker=shop_url, backend=shop_url, set_as_current=False)
-    app.conf.broker_transport_options = {"visibility_timeout": 4}
-    quick = {"CELERYSHOP_VISIBILITY": "4"}
+    app.conf.broker_transport_options = {"visibility_timeout": 8}
+    quick = {"CELERYSHOP_VISIBILITY": "8"}
     with start_worker("-Q", "far", **quick), start_worker("-Q", "far", **quick), backgrounded.using("celery", app=app):
         called = time.time()
-        job = Item(oracle).backgrounded(queue="far", delay=9, retry=Retry(1, wait=5)).fail()
+        job = Item(oracle).backgrounded(queue="far", delay=9, retry=Retry(1, wait=9)).fail()
         assert job.state == "scheduled"
         with pytest.raises(JobFailed):
             job.result(timeout=60)
         first, second = starts(oracle, job.id)
         eventually(lambda: time.time() > second.at + 5)
     assert 9 <= first.at - called < 20
-    assert 5 <= second.at - first.at < 16
+    assert 9 <= second.at - first.at < 20
     assert [first.attempt, second.attempt] == [1, 2]
     assert len(starts(oracle, job.id)) == 2
 
@@ -287,18 +365,16 @@ def test_a_job_whose_record_cannot_be_reached_waits_and_then_runs_once(shop_url,
         app = Celery("away", broker=shop_url, backend=f"{results}/0", set_as_current=False)
         with redis.Redis.from_url(results) as connection:
             pid = connection.info("server")["process_id"]
-        with (
-            backgrounded.using("celery", app=app),
-            start_worker("-Q", "away", CELERYSHOP_RESULTS=f"{results}/0") as worker,
-        ):
-            assert Item(oracle).backgrounded(queue="away").give(0).result(timeout=60) == 0
-            job = Item(oracle).backgrounded(queue="away", delay=1).give(1)
-            os.kill(pid, signal.SIGSTOP)
+        with backgrounded.using("celery", app=app):
+            job = Item(oracle).backgrounded(queue="away").give(1)
+            freeze(pid)  # before the worker is there: it cannot be quicker
             try:
-                eventually(lambda: "its record cannot be reached" in worker.log)
+                with start_worker("-Q", "away", CELERYSHOP_RESULTS=f"{results}/0") as worker:
+                    eventually(lambda: "its record cannot be reached" in worker.log)
+                    os.kill(pid, signal.SIGCONT)
+                    assert job.result(timeout=60) == 1
             finally:
                 os.kill(pid, signal.SIGCONT)
-            assert job.result(timeout=60) == 1
     assert len(starts(oracle, job.id)) == 1
 
 
@@ -331,9 +407,9 @@ def test_a_method_that_raises_a_word_of_celery_has_failed(handler, shop_worker, 
 
 
 def test_what_celery_itself_revokes_reads_as_cancelled(handler, shop, shop_worker, oracle):
-    waiting = Item(oracle).backgrounded(delay=2, unique="revoked").give(1)
     running = Item(oracle).backgrounded.hang(deaf=False)
     eventually(lambda: starts(oracle, running.id))
+    waiting = Item(oracle).backgrounded(unique="revoked").give(1)  # behind it: it cannot begin before it is revoked
     shop.control.revoke([waiting.id], reply=True, timeout=5)
     shop.control.revoke([running.id], terminate=True, signal="SIGKILL", reply=True, timeout=5)
     for job in (waiting, running):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from celery import Celery
@@ -11,6 +12,7 @@ app = Celery(
 )
 app.conf.update(
     broker_connection_retry_on_startup=True,
+    broker_write_url=os.environ.get("CELERYSHOP_WRITES"),
     broker_transport_options={
         "visibility_timeout": float(os.environ.get("CELERYSHOP_VISIBILITY", "3600")),
         "unacked_restore_interval": 1,
@@ -21,7 +23,10 @@ app.conf.update(
     task_routes={"celeryshop.*": {"queue": "tasks"}},
     # What an application may set for its own tasks, and must not change ours.
     task_acks_on_failure_or_timeout=False,
-    task_annotations={"celeryshop.celery.greet": {"rate_limit": "100/s"}},
+    task_annotations={
+        "celeryshop.celery.greet": {"rate_limit": "100/s"},
+        **json.loads(os.environ.get("CELERYSHOP_ANNOTATIONS", "{}")),
+    },
     task_default_priority=3,
 )
 

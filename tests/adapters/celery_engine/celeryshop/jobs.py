@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
+from pathlib import Path
 
+import backgrounded
 from backgrounded import Backgrounded, current_job
 from backgrounded.testing.probe import events, record
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+
+
+class NoLuck(Exception):
+    """The application's own word, in a module that the worker's main process may not have."""
 
 
 class Item(Backgrounded):
@@ -27,6 +34,15 @@ class Item(Backgrounded):
         self._start()
         raise ValueError(message)
 
+    def fail_in_our_words(self) -> None:
+        self._start()
+        raise NoLuck("no luck")
+
+    def lose_its_directory(self) -> None:
+        self._start()
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+
     def die(self, deaths: int) -> str:
         """Kill the process it runs in, so many times."""
         if self._start() <= deaths:
@@ -40,15 +56,15 @@ class Item(Backgrounded):
 
     def hang(self, deaf: bool) -> None:
         """Run for ever; deaf to every signal that can be blocked."""
-        self._start()
         if deaf:
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM])
+        self._start()
         time.sleep(1000)
 
     def swallow(self) -> str:
         """Bears any failing request, as many methods do, and lets Celery's word for "too long" through."""
-        self._start()
         try:
+            self._start()
             time.sleep(1000)
         except OSError:
             return "swallowed"
@@ -73,6 +89,16 @@ class Item(Backgrounded):
         self._start()
         return Item(self.path).backgrounded(queue=queue).give("nested").id
 
+    def nest_many(self, count: int) -> int:
+        """How many files, connections among them, so many calls leave open."""
+        before = _open_files()
+        with backgrounded.batch():
+            for _ in range(count):
+                self.backgrounded(queue="nobody's").give(1)
+        for _ in range(count):
+            self.backgrounded(queue="nobody's").give(1)
+        return _open_files() - before
+
     def where(self) -> list[object]:
         self._start()
         return [os.getpid(), threading.current_thread() is threading.main_thread(), current_job().deadline]
@@ -82,3 +108,7 @@ class Item(Backgrounded):
         assert job is not None
         record(self.path, "start", job.id)
         return sum(event.job_id == job.id for event in events(self.path, "start"))
+
+
+def _open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
