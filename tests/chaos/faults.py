@@ -105,7 +105,10 @@ class Started:
         *_, last = self.family()
         if last == self.pid:
             return False
-        os.kill(last, signal.SIGKILL)
+        try:
+            os.kill(last, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended meanwhile
+            return False
         return True
 
 

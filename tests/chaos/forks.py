@@ -23,7 +23,7 @@ from collections.abc import Callable
 from engines import ENGINES, produce
 
 Call = Callable[..., None]
-STUCK = 5
+STUCK = 60
 """Seconds after which a child that forked in the wrong moment is taken for stuck."""
 
 

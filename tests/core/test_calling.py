@@ -616,7 +616,7 @@ class Slow:
         self.threads: list[int] = []
 
     def enqueue(self, call: Call) -> str | None:
-        assert self.go_on.wait(5), "nobody else came to run: the event loop was blocked"
+        assert self.go_on.wait(60), "nobody else came to run: the event loop was blocked"
         self.threads.append(threading.get_ident())
         self.calls.append(call)
         return None

@@ -5,6 +5,7 @@ A test passes when the promise `caught_by` fails: see `bites.py`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -86,9 +87,12 @@ class TestQueuesOfTwoThreadsCross(Sabotage):
     caught_by = "test_two_threads_with_two_queues_never_cross"
 
     class broken(Before):
+        both = threading.Barrier(2)
+
         def spoil(self, call: Call) -> Call:
             self.shared = call.options.queue
-            time.sleep(0.0005)
+            if call.args[:1] == ("threads",):  # until both threads stand here
+                self.both.wait(60)
             return with_options(call, queue=self.shared)
 
 

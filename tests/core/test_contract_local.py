@@ -33,7 +33,7 @@ class TestMemory(Logged, MemoryContract):
 
 
 class TestThread(Logged):
-    lateness = 1.2
+    lateness = 10
 
     @pytest.fixture(scope="class")
     @classmethod

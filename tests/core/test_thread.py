@@ -18,7 +18,7 @@ import pytest
 from backgrounded import EnqueueError, Retry, State
 from backgrounded.errors import ConfigurationError
 from backgrounded.handlers.memory import MemoryHandler
-from backgrounded.handlers.thread import ThreadHandler
+from backgrounded.handlers.thread import ThreadHandler, _Crew
 from backgrounded.testing.probe import Probe, Record, events, given
 
 DEADLINE = 20.0
@@ -152,15 +152,22 @@ def test_a_pool_of_no_queue_leaves_the_jobs_to_those_who_serve_them(path: str) -
     handler.close()
 
 
-def test_those_who_serve_a_queue_finish_their_job_and_take_no_other(path: str, tmp_path: Path) -> None:
+def test_those_who_serve_a_queue_finish_their_job_and_take_no_other(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     handler = ThreadHandler(queues=[])
-    gate = tmp_path / "gate"
+    gate, join = tmp_path / "gate", _Crew.join
+
+    def let_go_and_join(crew: _Crew) -> None:
+        gate.touch()  # they have been told to leave by now
+        join(crew)
+
+    monkeypatch.setattr(_Crew, "join", let_go_and_join)
     with backgrounded.using(handler):
         with handler.serving("mail"):
             job = Probe(path).backgrounded(queue="mail").hold(str(gate))
             until(lambda: events(path, "holding"))
             waiting = Probe(path).backgrounded(queue="mail").note()
-            threading.Timer(0.05, gate.touch).start()
         assert job.state is State.SUCCEEDED
         assert waiting.state is State.QUEUED
     handler.close()

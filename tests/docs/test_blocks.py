@@ -47,7 +47,7 @@ def run_in_process(page: Path, url: str, folder: Path) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BACKGROUNDED_")}
     environment["PAGE_REDIS_URL"] = url
     command = [sys.executable, RUNNER, page, folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     outcomes: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return outcomes

@@ -10,13 +10,16 @@ from typing import Any, ClassVar
 
 import pytest
 from backgrounded.testing import HandlerContract
+from backgrounded.testing.frame import Oracle, Send
 from backgrounded_dramatiq import DramatiqHandler
 
 from processes import running
 from servers import free_port
+from waiting import eventually
 
 HERE = Path(__file__).parent
 PROBE = {"BACKGROUNDED_APP": "backgrounded.testing.probe"}
+SETTLED = "backgrounded.testing.probe.settled succeeded"
 READY = "Worker process is ready for action."
 
 
@@ -50,6 +53,12 @@ class DramatiqContract(HandlerContract):
 
     def worker_output(self) -> str:
         return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+    def settle(self, send: Send, oracle: Oracle) -> None:
+        """Dramatiq's first process writes down what the others have said a moment later: that of the marker last."""
+        said = self.worker_output().count(SETTLED)
+        super().settle(send, oracle)
+        eventually(lambda: self.worker_output().count(SETTLED) > said)
 
     def dead_handler(self) -> DramatiqHandler:
         return DramatiqHandler(f"redis://127.0.0.1:{free_port()}/0")

@@ -35,7 +35,7 @@ def queue_ignored(patch: Patch) -> None:
     spoil_messages(patch, lambda message: replace(message, queue="contract"))
 
 
-@TABLE.caller("test_a_delayed_job_runs_when_it_is_due_and_not_before")
+@TABLE.caller("test_a_job_of_the_far_future_does_not_run")
 def delay_taken_for_a_moment(patch: Patch) -> None:
     """1.5 seconds after the beginning of 1970."""
     spoil_messages(patch, lambda message: replace(message, due=message.due and message.due - time.time()))
@@ -148,7 +148,7 @@ def one_retry_too_many(patch: Patch) -> None:
     spoil_deliveries(patch, _run, lambda words: {"attempt": max(1, words["attempt"] - 1)})
 
 
-@TABLE.worker("test_a_retry_that_waits_is_not_late")
+@TABLE.worker("test_retries_with_waits_count_exactly_and_are_not_early")
 def wait_before_a_retry_ignored(patch: Patch) -> None:
     honest = _run._again
     patch.setattr(_run, "_again", lambda broker, message, again: honest(broker, message, Again(0)))

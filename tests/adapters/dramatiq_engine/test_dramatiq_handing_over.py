@@ -227,7 +227,7 @@ def test_a_frozen_broker_is_one_error_in_two_seconds(which):
                     started = time.monotonic()
                     with pytest.raises(EnqueueError):
                         call()
-                    assert time.monotonic() - started < 2.5
+                    assert time.monotonic() - started < 3.9, "two answers would take four"
             finally:
                 os.kill(pid, signal.SIGCONT)
             Probe("x").backgrounded.note()

@@ -88,7 +88,7 @@ def test_a_frozen_broker_is_one_error_in_two_seconds(handler, node, url):
             started = time.monotonic()
             with backgrounded.using(tried), pytest.raises(EnqueueError) as failed:
                 Item("x").backgrounded(queue="nobody").give(1)
-            assert time.monotonic() - started < 2.5
+            assert time.monotonic() - started < 3.9, "two answers would take four"
             assert failed.value.uncertain is uncertain
     finally:
         os.kill(node.pid, signal.SIGCONT)

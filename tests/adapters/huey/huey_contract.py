@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from backgrounded.testing import HandlerContract
 from backgrounded_huey import HueyHandler
 
 from processes import running
+from waiting import eventually
 
 APPLICATIONS = Path(__file__).parent
 """Where the applications of these tests can be imported from."""
@@ -56,32 +57,18 @@ class SqliteContract(HueyContract):
         return HueyHandler("sqlite:////nowhere/at/all/jobs.db")
 
 
-def consumer(command: Sequence[str], output: Path, **environment: str) -> AbstractContextManager[Any]:
+@contextlib.contextmanager
+def consumer(command: Sequence[str], output: Path, **environment: str) -> Iterator[Any]:
     """A `huey_consumer`, ready when it has begun to listen to signals, the last thing that it does at its start."""
-    return running(
-        command,
-        environment={
-            "BACKGROUNDED_APP": "backgrounded.testing.probe",
-            "PYTHONPATH": os.pathsep.join([str(APPLICATIONS), os.environ.get("PYTHONPATH", "")]),
-            **environment,
-        },
-        output=output,
-        is_ready=_all_listen,
-    )
-
-
-def _all_listen() -> bool:
-    try:
-        return all(map(_listens_to_signals, _consumers()))
-    except (FileNotFoundError, ProcessLookupError):  # another one has just ended
-        return False
-
-
-def _consumers() -> list[int]:
-    """The consumers that this process has started, also those that are still on their way there."""
-    listed = (path.read_text().split() for path in Path("/proc/self/task").glob("*/children"))
-    children = [int(child) for line in listed for child in line]
-    return [child for child in children if b"huey_consumer" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    settings = {
+        "BACKGROUNDED_APP": "backgrounded.testing.probe",
+        "PYTHONPATH": os.pathsep.join([str(APPLICATIONS), os.environ.get("PYTHONPATH", "")]),
+        **environment,
+    }
+    with running(command, environment=settings, output=output, is_ready=lambda: True) as process:
+        eventually(lambda: process.poll() is not None or _listens_to_signals(process.pid))
+        assert process.poll() is None, output.read_text()
+        yield process
 
 
 def _listens_to_signals(pid: int) -> bool:

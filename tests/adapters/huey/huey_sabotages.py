@@ -43,7 +43,7 @@ def queue_ignored(patch: Patch) -> None:
     patch.setattr(HueyHandler, "_line", lambda self, queue: honest(self, "contract"))
 
 
-@TABLE.caller("test_a_delayed_job_runs_when_it_is_due_and_not_before")
+@TABLE.caller("test_a_job_of_the_far_future_does_not_run")
 def delay_dropped(patch: Patch) -> None:
     spoil_tasks(patch, lambda task: {"due": None})
 

@@ -188,12 +188,15 @@ def test_a_cancellation_that_says_yes_is_kept_by_a_consumer_that_takes_jobs_all_
 
 @pytest.mark.worker
 def test_a_job_that_waits_for_its_next_try_can_be_cancelled(handler, consume, probe, path):
+    queue = handler.serve("q")
     with consume(handler.worker_command(["q"])):
-        job = probe.backgrounded(queue="q", retry=backgrounded.Retry(1, wait=1.5)).fail(1)
+        job = probe.backgrounded(queue="q", retry=backgrounded.Retry(1, wait=600)).fail(1)
         eventually(lambda: job.state is State.SCHEDULED)
         assert job.cancel() is True
-        later = probe.backgrounded(queue="q", delay=3).note()
-        later.wait(60)
+        eventually(queue.storage.scheduled_items)  # its record comes first
+    [data] = queue.storage.scheduled_items()
+    again = queue.deserialize_task(data)
+    queue.execute(again, again.eta)  # as when it is due
     assert len(events(path, "fail")) == 1
     assert job.state is State.CANCELLED
 

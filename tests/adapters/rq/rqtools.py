@@ -51,6 +51,11 @@ class Worker:
         return self
 
     def stop(self, patience: float = 30) -> int:
+        """Told twice: RQ may miss the first SIGTERM (see rq_contract.rq_worker)."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
         if self.process.poll() is None:
             self.process.terminate()
             try:

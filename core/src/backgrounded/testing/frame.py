@@ -284,8 +284,8 @@ class Frame:
         gate = Gate(tmp_path / f"gate-{uuid.uuid4().hex[:8]}")
         before = len(oracle.events("holding"))
         send().hold(gate.path)
-        oracle.wait("holding", before + 1)
-        try:
+        try:  # also where it is not awaited to its beginning: it would keep the worker from the next test
+            oracle.wait("holding", before + 1)
             yield gate
         finally:
             gate.open()

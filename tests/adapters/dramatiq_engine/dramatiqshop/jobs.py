@@ -51,8 +51,8 @@ class Item(Backgrounded):
 
     def swallow(self) -> str:
         """Bears any failing request, as many methods do, and lets Dramatiq's word for "too long" through."""
-        self._start()
         try:
+            self._start()
             for _ in range(10_000):
                 time.sleep(0.01)
         except OSError:

@@ -80,6 +80,15 @@ class Item(Backgrounded):
             time.sleep(1000)
         return "survived"
 
+    def hold(self, gate: str) -> str:
+        """Runs until the file `gate` is there."""
+        self._start()
+        end = time.monotonic() + 120
+        while not Path(gate).exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        note("end", self.tag)
+        return "held"
+
     async def later(self, value: object) -> object:
         self._start()
         return value

@@ -65,7 +65,7 @@ class Uniqueness(Frame):
     def test_the_key_is_held_between_two_tries(self, send: Send, oracle: Oracle) -> None:
         """K77"""
         key = uuid.uuid4().hex
-        job = send(unique=key, retry=Retry(1, wait=2)).fail(1)
+        job = send(unique=key, retry=Retry(1, wait=4)).fail(1)
         oracle.wait("fail")
         self.settle(send, oracle)
         accepted = self._is_accepted(lambda: send(unique=key).note())
@@ -80,8 +80,8 @@ class Uniqueness(Frame):
         for unique, accepted in zip(keys, (True, False), strict=True):
             gate = tmp_path / unique.until
             send(unique=unique).hold(str(gate))
-            oracle.wait("holding", 1 if accepted else 2)
             try:
+                oracle.wait("holding", 1 if accepted else 2)
                 if accepted:
                     send(unique=unique).note(unique.until)
                 else:

@@ -107,7 +107,7 @@ class Times(Frame):
     def test_an_expired_job_does_not_run(self, send: Send, oracle: Oracle, tmp_path: Path) -> None:
         """expires"""
         with self.holding(send, oracle, tmp_path):
-            soon = datetime.now(timezone(timedelta(hours=5))) + timedelta(seconds=0.6)
+            soon = datetime.now(timezone(timedelta(hours=5))) + timedelta(seconds=2)
             dated = send(expires=soon).note("dated")
             expired = send(expires=0.5).note("expired")
             last = time.time() + 0.5
@@ -201,10 +201,12 @@ class Priorities(Frame):
             pytest.skip("the handler tells two priorities apart, and a job without one has one of them")
         gate = Gate(tmp_path / "gate")
         send(priority=levels[-1], retry=1).hold(gate.path, 1)
-        oracle.wait("holding")
-        for number in range(3):
-            send().note(number)
-        gate.open()
+        try:
+            oracle.wait("holding")
+            for number in range(3):
+                send().note(number)
+        finally:
+            gate.open()
         oracle.wait("recovered")
         assert [event.what for event in oracle.events()[2:]] == [
             "fail",
