@@ -39,6 +39,9 @@ class Broker:
     of its Results middleware.
     """
 
+    nested: Any = None
+    """The handler of the calls that jobs make; it is made for the first, and lives as long as this."""
+
     def __init__(self, broker: dramatiq.Broker, patience: float = PATIENCE, store: str | None = None) -> None:
         self.dramatiq = broker
         self.patience = patience

@@ -341,3 +341,18 @@ class DramatiqHandler:
     def __repr__(self) -> str:
         broker = self._broker and type(self._broker.dramatiq).__name__
         return f"<DramatiqHandler of {self._name or broker or 'a broker that is not set yet'}>"
+
+
+class NestedHandler(DramatiqHandler):
+    """Hands what a job calls to the broker that the job came from, over the connections that its worker has anyway.
+
+    It attaches nothing: what a handler of the application's has attached stays as it is.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._shared = broker
+        super().__init__(broker=broker.dramatiq)
+
+    def _take(self, broker: dramatiq.Broker) -> Broker:
+        self._broker = self._shared
+        return self._shared

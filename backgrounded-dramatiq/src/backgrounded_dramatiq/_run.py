@@ -99,10 +99,12 @@ def _run(found: dramatiq.MessageProxy, message: Message, broker: Broker, deaths:
 
 
 def _handler_of(broker: Broker) -> Any:
-    """A handler for nested calls, where this worker has configured none: the same broker."""
-    from ._handler import DramatiqHandler  # here, not above: most workers need no handler
+    """The handler for nested calls, where this worker has configured none: one for all of them, in every thread."""
+    if broker.nested is None:
+        from ._handler import NestedHandler  # here, not above: most workers need no handler
 
-    return DramatiqHandler(broker=broker.dramatiq, store=broker.store)
+        vars(broker).setdefault("nested", NestedHandler(broker))  # in one step: a fork could strike a lock
+    return broker.nested
 
 
 # -- what is decided, carried out

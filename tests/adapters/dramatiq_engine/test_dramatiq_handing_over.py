@@ -8,8 +8,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import backgrounded
@@ -19,13 +21,15 @@ import redis
 from backgrounded import BatchError, ConfigurationError, EnqueueError, InvalidOption, UnsupportedOption, later
 from backgrounded.handler import Feature
 from backgrounded.testing.probe import Probe, events
-from backgrounded_dramatiq import Backgrounded, DramatiqHandler
+from backgrounded_dramatiq import Backgrounded, DramatiqHandler, _handler, _run
+from backgrounded_dramatiq._broker import Broker
 from backgrounded_dramatiq._message import Message, hide
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend, StubBackend
+from dramatiqshop.jobs import Item
 from dramatiqtools import NAME
 
 from processes import forked, in_the_middle
@@ -507,6 +511,46 @@ def test_a_stub_broker_runs_jobs_in_this_process_and_promises_nothing(tmp_path):
                 handler.replay("x")
         finally:
             worker.stop()
+
+
+# -- calls of jobs, in a process that has configured no handler for them
+
+
+def test_nested_calls_leave_a_handler_of_the_applications_alone(url, store, tmp_path):
+    """They come by an alias that this process does not know, and it has another store than the broker has."""
+    broker = RedisBroker(url=url)
+    handler = DramatiqHandler(broker=broker, queue="mail", store=f"{url.rpartition('/')[0]}/1")
+    middleware: Any = broker.middleware[0]
+    ours, queues = middleware.broker, set(middleware.queues)
+    with backgrounded.using(handler, name="elsewhere"):  # no thread of the worker sees that
+        job = Item(str(tmp_path / "oracle.jsonl")).backgrounded(handler="elsewhere", queue="mail").nest("unheard")
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    try:
+        nested = handler.result(job.id, 60)
+    finally:
+        worker.stop()
+    assert handler.state(nested) == "queued"
+    assert [message["message_id"] for message in messages_in(store, "unheard", "dramatiq")] == [nested]
+    assert (middleware.broker, middleware.queues) == (ours, queues)
+    assert handler.broker is ours
+    for client in (broker.client, ours.way.client, ours.records.client):
+        client.close()
+
+
+def test_threads_that_nest_their_first_calls_at_once_get_one_handler(url, monkeypatch):
+    ready = threading.Barrier(8)
+    make = _handler.NestedHandler.__init__
+
+    def make_together(self: Any, broker: Any) -> None:
+        ready.wait(60)
+        make(self, broker)
+
+    monkeypatch.setattr(_handler.NestedHandler, "__init__", make_together)
+    broker = Broker(RedisBroker(url=url))
+    with ThreadPoolExecutor(8) as threads:
+        found = {*threads.map(_run._handler_of, [broker] * 8)}
+    assert found == {_run._handler_of(broker)}
 
 
 # -- the worker's command

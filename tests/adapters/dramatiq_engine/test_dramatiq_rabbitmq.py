@@ -15,6 +15,8 @@ import pytest
 from backgrounded import BatchError, EnqueueError, NoResult
 from backgrounded_dramatiq import DramatiqHandler, _rabbit
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.results import Results
+from dramatiq.results.backends import RedisBackend
 from dramatiq_contract import for_pika
 from dramatiqshop.jobs import Item
 from dramatiqtools import send_wire, starts, wire
@@ -131,6 +133,22 @@ def test_a_batch_that_stops_half_way_says_what_became_of_each(handler, url, monk
     assert {*error.sent, *error.unsent} == {job.id for job in jobs}
     assert error.unknown == ()
     assert sorted(job.state for job in jobs) == ["queued"] * 2 + ["unsent"] * 3
+
+
+def test_many_nested_calls_go_over_the_worker_s_connections(url, shop_url, start_worker, oracle):
+    """This worker has configured nothing."""
+    broker = RabbitmqBroker(url=url, confirm_delivery=True, max_priority=9)
+    broker.add_middleware(Results(backend=RedisBackend(url=shop_url)))
+    given = {"DRAMATIQSHOP_BROKER": url, "DRAMATIQSHOP_PRIORITIES": "9", "DRAMATIQSHOP_RESULTS": shop_url}
+    before = "dramatiq dramatiqshop.broker backgrounded_dramatiq.worker"
+    with (
+        backgrounded.using("dramatiq", broker=broker) as handler,
+        start_worker("-Q", "nested", before=before, BACKGROUNDED_APP="dramatiqshop.jobs", **given),
+    ):
+        jobs = [Item(oracle).backgrounded(queue="nested").nest_many("unheard", 200) for _ in range(2)]
+        assert max(job.result(timeout=60) for job in jobs) < 9  # one connection is four
+        assert count_in(url, "unheard") == 400
+        handler.close()
 
 
 def test_a_queue_that_no_worker_of_dramatiqs_consumes_is_refused(handler, url):

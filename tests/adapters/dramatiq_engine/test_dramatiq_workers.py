@@ -60,6 +60,26 @@ def test_a_nested_call_goes_back_where_its_job_came_from(handler, start_worker, 
         assert backgrounded.job(job.result(timeout=60)).result(timeout=60) == "nested"
 
 
+def test_many_nested_calls_are_one_trip_over_the_worker_s_connections(handler, shop_url, start_worker, oracle):
+    """This worker has configured nothing."""
+    before = "dramatiq dramatiqshop.broker backgrounded_dramatiq.worker"
+    with (
+        start_worker("-Q", "nested", before=before, BACKGROUNDED_APP="dramatiqshop.jobs"),
+        redis.Redis.from_url(shop_url) as store,
+    ):
+        trips = bulk_trips(store)
+        jobs = [Item(oracle).backgrounded(queue="nested").nest_many("unheard-nested", 200) for _ in range(2)]
+        assert max(job.result(timeout=60) for job in jobs) < 5
+        assert bulk_trips(store) - trips == 2
+        assert store.llen("shop:unheard-nested") == 400
+        store.delete("shop:unheard-nested", "shop:unheard-nested.msgs")
+
+
+def bulk_trips(store: redis.Redis) -> int:
+    """How often several messages came together so far: the first of them brings Dramatiq's script."""
+    return int(store.info("commandstats").get("cmdstat_eval", {"calls": 0})["calls"])
+
+
 def test_several_jobs_run_at_once_in_one_process_and_share_nothing(handler, start_worker, oracle, tmp_path):
     meeting = tmp_path / "meeting"
     meeting.mkdir()

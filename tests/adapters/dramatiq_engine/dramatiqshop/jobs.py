@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from backgrounded import Backgrounded, current_job
+from backgrounded import Backgrounded, batch, current_job
 from backgrounded.testing.probe import events, record
 from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import SkipMessage, TimeLimitExceeded
@@ -88,6 +88,15 @@ class Item(Backgrounded):
         self._start()
         return Item(self.path).backgrounded(queue=queue).give("nested").id
 
+    def nest_many(self, queue: str, count: int) -> int:
+        """Make so many calls together, and say how many files this process has open for them that it had not before."""
+        self._start()
+        before = _open_files()
+        with batch():
+            for number in range(count):
+                Item(self.path).backgrounded(queue=queue).give(number)
+        return _open_files() - before
+
     async def agive(self, value: object) -> object:
         self._start()
         return value
@@ -97,3 +106,7 @@ class Item(Backgrounded):
         assert job is not None
         record(self.path, "start", job.id)
         return sum(event.job_id == job.id for event in events(self.path, "start"))
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
