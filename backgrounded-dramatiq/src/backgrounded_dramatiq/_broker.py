@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import dramatiq
 from backgrounded import ConfigurationError
 from backgrounded.handler import Finding, Kept
-from backgrounded.records import Records
+from backgrounded.records import Records, examine_redis
 from dramatiq.common import current_millis, q_name
 from dramatiq.results import Results
 
@@ -134,6 +134,15 @@ class Broker:
         from ._redis import DOWN
 
         return DOWN
+
+    def examine(self) -> Iterator[Finding]:
+        """Whether the broker can be reached, and the store if it is apart, and a Redis keeps what it acknowledged.
+
+        Errors of their clients go through.
+        """
+        yield from self.way.examine()
+        if self.records is not None and self.records.client is not getattr(self.way, "client", None):
+            yield from examine_redis(self.records.client, "records of jobs")
 
     # -- what was set aside
 

@@ -290,8 +290,8 @@ class DramatiqHandler:
                 broker.records.drop([id])
 
     def examine(self) -> Iterator[Finding]:
-        """Whether the broker can be reached and, where it is a Redis, keeps what it acknowledged."""
-        yield from self.broker.way.examine()
+        """Whether the broker can be reached, and the store beside it, and a Redis keeps what it acknowledged."""
+        yield from self.broker.examine()
 
     # -- workers
 

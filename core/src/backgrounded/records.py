@@ -110,19 +110,22 @@ def redis_pool(patience: float, url: str | None = None, **settings: Any) -> Any:
     return pool
 
 
-def examine_redis(client: Any) -> Iterator[Finding]:
-    """Whether a Redis keeps what it acknowledged, for `Handler.examine`. Errors of redis-py go through."""
+def examine_redis(client: Any, holds: str = "jobs") -> Iterator[Finding]:
+    """Whether a Redis keeps what it acknowledged, for `Handler.examine`. Errors of redis-py go through.
+
+    `holds` says what that is: "records of jobs", where the jobs themselves lie elsewhere.
+    """
     info = client.info()
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction":
         yield Finding(
-            f"Redis has maxmemory-policy {policy}: when its memory is full it throws jobs away, and says nothing.",
+            f"Redis has maxmemory-policy {policy}: when its memory is full it throws {holds} away, and says nothing.",
             "CONFIG SET maxmemory-policy noeviction, in its configuration file too",
             gap=True,
         )
     if not info.get("aof_enabled"):
         yield Finding(
-            "Redis writes no append-only file: jobs that it has acknowledged die with it.",
+            f"Redis writes no append-only file: {holds} that it has acknowledged die with it.",
             "CONFIG SET appendonly yes, in its configuration file too",
         )
 

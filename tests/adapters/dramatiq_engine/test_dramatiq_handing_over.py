@@ -489,6 +489,14 @@ def test_priorities_are_kept_where_the_queues_are_made_for_all_of_them(most, kep
     assert handler.priority_levels == (10 if kept else 1)
 
 
+def test_a_redis_is_asked_once_and_a_store_apart_for_itself(url):
+    with redis_server() as apart:
+        handlers = DramatiqHandler(url), DramatiqHandler(url, store=f"{apart}/0")
+        told = [[finding.what for finding in handler.examine()] for handler in handlers]
+    losing = "Redis writes no append-only file: {} that it has acknowledged die with it."
+    assert told == [[losing.format("jobs")], [losing.format("jobs"), losing.format("records of jobs")]]
+
+
 # -- a broker of Dramatiq's for tests
 
 

@@ -13,6 +13,7 @@ import backgrounded
 import pika
 import pytest
 from backgrounded import BatchError, EnqueueError, NoResult
+from backgrounded.__main__ import main
 from backgrounded_dramatiq import DramatiqHandler, _rabbit
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.results import Results
@@ -21,7 +22,8 @@ from dramatiq_contract import for_pika
 from dramatiqshop.jobs import Item
 from dramatiqtools import send_wire, starts, wire
 
-from servers import RabbitMQ, freeze, rabbitmq
+from servers import RabbitMQ, free_port, freeze, rabbitmq
+from servers import redis as server
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -203,6 +205,36 @@ def test_a_process_that_forks_does_not_share_the_connection(handler, url):
         Item("x").backgrounded(queue="forked").give(number)
     assert os.waitpid(child, 0)[1] == 0
     assert count_in(url, "forked") == 101
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("settings", "code", "said"),
+    [
+        ({"appendonly": "yes"}, 0, ""),
+        ({}, 0, "advice: Redis writes no append-only file: records of jobs"),
+        ({"appendonly": "yes", "maxmemory-policy": "volatile-lru"}, 1, "GAP: Redis has maxmemory-policy volatile-lru"),
+    ],
+)
+def test_the_doctor_sees_a_store_that_loses_what_is_known_of_jobs(url, capsys, named, settings, code, said):
+    """One that is named, or that of the application's results."""
+    with server(**settings) as store:
+        broker = RabbitmqBroker(url=url, confirm_delivery=True)
+        if not named:
+            broker.add_middleware(Results(backend=RedisBackend(url=f"{store.url}/0")))
+        with backgrounded.using("dramatiq", broker=broker, store=f"{store.url}/0" if named else None) as handler:
+            assert main(["doctor"]) == code
+            handler.close()
+    told = capsys.readouterr().out
+    assert said in told
+    assert bool(said) is ("Way out" in told)
+
+
+def test_the_doctor_sees_a_store_that_is_not_there(url, capsys):
+    with backgrounded.using("dramatiq", url=f"{url}?store=redis://127.0.0.1:{free_port()}/0") as handler:
+        assert main(["doctor"]) == 1
+        handler.close()
+    assert "GAP: The engine cannot be asked: ConnectionError" in capsys.readouterr().out
 
 
 def test_what_is_kept_lies_in_a_durable_queue_without_expiry(handler, work, url, oracle):
