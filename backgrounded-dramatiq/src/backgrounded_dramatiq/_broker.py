@@ -46,6 +46,8 @@ class Broker:
         self.dramatiq = broker
         self.patience = patience
         self.store = store
+        self._made: list[Any] = []
+        """The clients that were made for the records alone."""
 
     @cached_property
     def way(self) -> Any:
@@ -114,7 +116,9 @@ class Broker:
                     f'dramatiq: store: pip install "backgrounded-dramatiq[redis]": {error}'
                 ) from error
 
-            return Records(from_url(self.store, self.patience))
+            client: Any = from_url(self.store, self.patience)
+            self._made.append(client)
+            return Records(client)
         if self.kind == "redis":
             from ._redis import prefix_of
 
@@ -123,7 +127,10 @@ class Broker:
         if backend is not None and is_a(backend, "dramatiq.results.backends.redis", "RedisBackend"):
             from ._redis import bounded, prefix_of
 
-            return Records(bounded(backend.client, self.patience), prefix_of(backend))
+            client = bounded(backend.client, self.patience)
+            if client is not backend.client:
+                self._made.append(client)
+            return Records(client, prefix_of(backend))
         return None
 
     @cached_property
@@ -159,6 +166,8 @@ class Broker:
     def close(self) -> None:
         """Close our connections; the next use makes new ones. The application's are not touched."""
         self.way.close()
+        for client in self._made:
+            client.connection_pool.disconnect()
 
 
 class Plain:

@@ -338,6 +338,41 @@ def test_a_fork_in_the_middle_of_a_call_of_another_thread_does_not_hold_the_chil
             assert forked(call) == 0
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_handler_that_is_closed_leaves_no_connection_to_its_store_and_connects_again(store, named):
+    """Its own, that is: the application's result backend keeps those that it has."""
+    broker = RabbitmqBroker(**CONFIRMED)
+    with redis_server() as apart, redis.Redis.from_url(apart) as watching:
+        results = RedisBackend(url=f"{apart}/1")
+        results.client.ping()
+        if not named:
+            broker.add_middleware(Results(backend=results))
+        handler = DramatiqHandler(broker=broker, store=f"{apart}/0" if named else None)
+        handler.close()
+        for _ in range(2):
+            assert handler.state("nothing") == "unknown"
+            eventually(lambda: connected(watching) == 3, seconds=20)
+            handler.close()
+            eventually(lambda: connected(watching) == 2, seconds=20)
+        results.client.close()
+
+
+def connected(store: redis.Redis) -> int:
+    return int(store.info("clients")["connected_clients"])
+
+
+def test_a_client_of_the_applications_that_cannot_be_copied_is_not_closed(url):
+    broker = RabbitmqBroker(**CONFIRMED)
+    pool = type("TheirPool", (redis.ConnectionPool,), {}).from_url(url)
+    broker.add_middleware(Results(backend=RedisBackend(client=redis.Redis(connection_pool=pool))))
+    handler = DramatiqHandler(broker=broker)
+    assert handler.state("nothing") == "unknown"
+    handler.close()
+    (connection,) = pool._available_connections
+    assert connection._sock is not None
+    pool.disconnect()
+
+
 # -- what the message says
 
 
