@@ -11,6 +11,7 @@ import copy
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -32,7 +33,9 @@ DOWN: Final = (AMQPError, OSError)
 KEPT: Final = "backgrounded.kept"
 """The queue of jobs that were set aside."""
 IDLE: Final = 30.0
-"""Seconds after which an unused connection is replaced: something between here and there may have dropped it."""
+"""Seconds after which an unused connection is closed: something between here and there may have dropped it."""
+CLOSED_AT_ONCE: Final = 4
+"""Of those, how many a call closes: it waits for that, and there may be as many as threads called at once."""
 GRACE: Final = 0.4
 """Seconds in which pika has closed the socket of a connection that is given up."""
 
@@ -52,7 +55,7 @@ class Rabbit(KeptQueue):
     def __init__(self, broker: Any, patience: float) -> None:
         self.broker = broker
         self.patience = patience
-        self._idle: list[tuple[float, _Link]] = []
+        self._idle: deque[tuple[float, _Link]] = deque()
         self._pid = os.getpid()
         self._known: set[str] = set()
 
@@ -104,8 +107,6 @@ class Rabbit(KeptQueue):
 
     @contextmanager
     def _link(self, deadline: float) -> Iterator[_Link]:
-        if self._pid != os.getpid():  # connections are of one process: the parent goes on with its own
-            self._idle, self._pid = [], os.getpid()
         link = self._idle_link() or _Link(self._parameters(), deadline)
         try:
             yield link
@@ -115,13 +116,32 @@ class Rabbit(KeptQueue):
         self._idle.append((time.monotonic(), link))
 
     def _idle_link(self) -> _Link | None:
+        """The one that was used last, if it can still be used."""
+        self._leave_the_parents()
+        self._close_unused()  # now: when the messages are there, nothing may fail any more
         with suppress(IndexError):
             while True:
                 since, link = self._idle.pop()
-                if time.monotonic() - since < IDLE and link.is_alive():
+                if _is_unused(since):  # and so are all the others
+                    self._idle.append((since, link))
+                    break
+                if link.is_alive():
                     return link
                 link.abort()
         return None
+
+    def _close_unused(self) -> None:
+        """Close those that no call has wanted for long, oldest first. What one thread takes out no other one has."""
+        with suppress(IndexError):
+            for _ in range(CLOSED_AT_ONCE):
+                if not _is_unused(self._idle[0][0]):
+                    break
+                self._idle.popleft()[1].abort()  # where another thread was quicker, one that was still of use
+
+    def _leave_the_parents(self) -> None:
+        """Connections are of one process: where this is a forked child, the parent goes on with its own."""
+        if self._pid != os.getpid():
+            self._idle, self._pid = deque(), os.getpid()
 
     def _parameters(self) -> list[Any]:
         """Where to connect: one server after the other, until one is there."""
@@ -132,6 +152,7 @@ class Rabbit(KeptQueue):
 
     def close(self) -> None:
         """Close the connections that nobody uses; the next use makes new ones."""
+        self._leave_the_parents()
         with suppress(IndexError):
             while True:
                 self._idle.pop()[1].abort()
@@ -166,6 +187,10 @@ class Rabbit(KeptQueue):
             yield found
         finally:
             connection.close()
+
+
+def _is_unused(since: float) -> bool:
+    return time.monotonic() - since >= IDLE
 
 
 def _acknowledging(channel: Any, tag: int) -> Callable[[], None]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from typing import Any
 
 import backgrounded
@@ -19,9 +22,10 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 from dramatiq_contract import for_pika
-from dramatiqshop.jobs import Item
+from dramatiqshop.jobs import Item, open_files
 from dramatiqtools import send_wire, starts, wire
 
+from processes import forked
 from servers import RabbitMQ, free_port, freeze, rabbitmq
 from servers import redis as server
 from waiting import eventually
@@ -190,6 +194,80 @@ def test_an_idle_connection_is_replaced_and_one_that_the_broker_closed_is_notice
     third._connection._terminate_stream(ConnectionError("as if the network had gone"))
     Item("x").backgrounded(queue="idle").give(4)
     assert count_in(url, "idle") == 4
+
+
+def use_at_once(way: Any, count: int) -> None:
+    """As so many threads do whose calls are under way at the same moment."""
+    with ExitStack() as calls:
+        for _ in range(count):
+            calls.enter_context(way._link(time.monotonic() + 10))
+
+
+def test_connections_of_a_burst_of_calls_are_closed_when_nobody_has_wanted_them_for_long(handler, url, monkeypatch):
+    Item("x").backgrounded(queue="burst").give(0)
+    use_at_once(handler.broker.way, 20)
+    burst = open_files()
+    monkeypatch.setattr(_rabbit, "IDLE", 1.0)
+    calls = 0
+
+    def call_until_they_are_closed() -> bool:
+        nonlocal calls
+        calls += 1
+        Item("x").backgrounded(queue="burst").give(calls)
+        return open_files() <= burst - 3 * 19
+
+    eventually(call_until_they_are_closed, seconds=20, every=0.1)
+    assert count_in(url, "burst") == calls + 1
+
+
+def test_after_a_long_silence_a_call_does_not_wait_for_all_connections_to_be_closed(handler, monkeypatch):
+    way: Any = handler.broker.way
+    Item("x").backgrounded(queue="silence").give(1)
+    handler.close()
+    use_at_once(way, 10)
+    monkeypatch.setattr(_rabbit, "IDLE", 0.0)
+    left = []
+    for number in range(4):
+        Item("x").backgrounded(queue="silence").give(number)
+        left.append(len(way._idle))
+    assert left == [7, 4, 1, 1]
+
+
+def test_threads_that_close_and_take_connections_at_the_same_moment_lose_no_call(handler, url, monkeypatch):
+    monkeypatch.setattr(_rabbit, "IDLE", 0.002)
+    before = open_files()
+    start = threading.Barrier(8)
+
+    def call(thread: int) -> None:
+        start.wait(60)
+        for number in range(50):
+            Item("x").backgrounded(queue="threads").give(number)
+            time.sleep(0.001 * (number % thread))
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(copy_context().run, call, thread) for thread in range(1, 9)]:
+            done.result()
+    assert count_in(url, "threads") == 400
+    handler.close()
+    assert open_files() <= before
+
+
+@pytest.mark.parametrize("what", ["close", "call", "examine"])
+def test_a_forked_child_closes_no_connection_of_its_parent(handler, url, monkeypatch, what):
+    way: Any = handler.broker.way
+    use_at_once(way, 3)
+    parents = [link for _, link in way._idle]
+    with monkeypatch.context() as patch:
+        patch.setattr(_rabbit, "IDLE", 0.0)
+        work = {
+            "close": handler.close,
+            "call": lambda: Item("x").backgrounded(queue="child").give(1),
+            "examine": lambda: list(handler.examine()),
+        }
+        assert forked(work[what]) == 0
+    assert all(link.is_alive() for link in parents)
+    Item("x").backgrounded(queue="child").give(2)
+    assert [link for _, link in way._idle] == parents
 
 
 def test_a_process_that_forks_does_not_share_the_connection(handler, url):

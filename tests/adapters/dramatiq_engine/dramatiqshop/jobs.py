@@ -91,11 +91,11 @@ class Item(Backgrounded):
     def nest_many(self, queue: str, count: int) -> int:
         """Make so many calls together, and say how many files this process has open for them that it had not before."""
         self._start()
-        before = _open_files()
+        before = open_files()
         with batch():
             for number in range(count):
                 Item(self.path).backgrounded(queue=queue).give(number)
-        return _open_files() - before
+        return open_files() - before
 
     async def agive(self, value: object) -> object:
         self._start()
@@ -108,5 +108,5 @@ class Item(Backgrounded):
         return sum(event.job_id == job.id for event in events(self.path, "start"))
 
 
-def _open_files() -> int:
+def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
