@@ -267,10 +267,15 @@ class CeleryHandler:
                 self.broker.records.drop([id])
 
     def examine(self) -> Iterator[Finding]:
-        """Whether the broker can be reached and, where it is a Redis, keeps what it acknowledged."""
+        """Whether the broker can be reached, and the result backend if it is apart, and a Redis keeps what it
+        acknowledged."""
+        records, server = self.broker.records, None
         with self.broker.channel() as channel:
             if self.broker.transport == "redis":
+                server = _server_of(channel.client)
                 yield from examine_redis(channel.client)
+        if records is not None and _server_of(records.client) != server:
+            yield from examine_redis(records.client, "records of jobs")
 
     # -- workers
 
@@ -298,3 +303,9 @@ class CeleryHandler:
 
     def __repr__(self) -> str:
         return f"<CeleryHandler of {self._name or (self._broker and self._broker.app.main)!r}>"
+
+
+def _server_of(client: Any) -> tuple[Any, ...]:
+    """Where a client of redis-py is connected."""
+    words = client.connection_pool.connection_kwargs
+    return tuple(words.get(word) for word in ("host", "port", "path"))

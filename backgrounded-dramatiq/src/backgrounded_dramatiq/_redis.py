@@ -31,6 +31,10 @@ _UNUSED: Final = 1_000
 """The script wants a size of chunks, which matters to maintenance and to workers alone."""
 
 
+_REMOVE: Final = "if redis.call('hget', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('hdel', KEYS[1], ARGV[1]) end"
+"""A kept job is taken out as it was found: a worker may have kept it anew meanwhile."""
+
+
 class Redis:
     """The Redis of a broker, over connections of our own."""
 
@@ -44,6 +48,7 @@ class Redis:
         self.client = bounded(broker.client, patience)
         self._script = self.client.register_script(broker.scripts["dispatch"].script)
         self._kept = f"{prefix_of(broker)}backgrounded:kept"
+        self._remove = self.client.register_script(_REMOVE)
 
     # -- sending
 
@@ -121,11 +126,12 @@ class Redis:
     @contextmanager
     def take(self, id: str) -> Iterator[Message]:
         """The kept job of this id, which is kept no more if the block succeeds. Raises ConfigurationError."""
-        body = _body_of(self.client.hget(self._kept, id))
+        stored: Any = self.client.hget(self._kept, id)
+        body = _body_of(stored)
         if body is None:
             raise ConfigurationError(f"No job {id!r} is kept here.")
         yield message_of(body)
-        self.client.hdel(self._kept, id)
+        self._remove(keys=[self._kept], args=[id, stored])
 
 
 def _body_of(stored: Any) -> dict[str, Any] | None:

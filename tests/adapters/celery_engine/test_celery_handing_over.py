@@ -130,6 +130,18 @@ def test_a_queue_that_the_app_would_not_make_is_refused(url, store):
     assert len(list(store.scan_iter("backgrounded:job:*"))) == 1
 
 
+def test_the_doctor_asks_the_result_backend_too_where_it_is_apart(url):
+    with redis_server() as apart:
+        for backend, told in ((url, ["jobs"]), (f"{apart}/0", ["jobs", "records of jobs"])):
+            found = [finding.what for finding in CeleryHandler(app=app_of(url, backend)).examine()]
+            assert found == [
+                f"Redis writes no append-only file: {what} that it has acknowledged die with it." for what in told
+            ]
+    away = CeleryHandler(app=app_of(url, f"redis://127.0.0.1:{free_port()}/0"))
+    with pytest.raises(redis.ConnectionError):
+        list(away.examine())
+
+
 def test_closing_closes_all_connections(url, store):
     before = len(store.client_list())
     with backgrounded.using(CeleryHandler(url)) as handler:

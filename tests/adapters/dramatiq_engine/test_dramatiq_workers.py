@@ -297,6 +297,17 @@ def test_a_worker_that_cannot_reach_its_broker_says_the_rest_when_it_can(start_w
 # -- what was set aside
 
 
+def test_a_replayed_job_that_is_kept_again_before_it_is_taken_out_stays_kept(handler, oracle):
+    job = Item(oracle).backgrounded(queue="nobody").give(1)
+    way, message = handler.broker.way, _message.Message(job.id, {}, "name", "nobody")
+    way.keep(message, "the first time", "code")
+    with way.take(job.id) as taken:
+        way.keep(taken, "a worker was quicker", "code")
+    assert [kept.reason for kept in handler.kept()] == ["a worker was quicker"]
+    handler.forget(job.id)
+    assert list(handler.kept()) == []
+
+
 def test_what_is_kept_can_be_looked_at_replayed_and_forgotten(handler, shop_worker, oracle):
     kept: list[str] = []
     for _ in range(2):
