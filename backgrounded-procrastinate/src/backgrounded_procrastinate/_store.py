@@ -8,6 +8,7 @@ ended. Both are written in one statement. `number` is Procrastinate's own id of 
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from psycopg.rows import tuple_row
 
 from ._connections import Connections
 
+logger = logging.getLogger("backgrounded")
 T = TypeVar("T")
 
 PERFORM: Final = "backgrounded.perform"
@@ -93,12 +95,14 @@ SELECT mine.state, mine.outcome, job.status::text, coalesce(job.scheduled_at > n
 FROM backgrounded_jobs AS mine LEFT JOIN procrastinate_jobs AS job ON job.id = mine.number
 WHERE mine.id = %(id)s AND (mine.forget_at IS NULL OR mine.forget_at > now())
 """
-_CANCEL: Final = """
+_FORGET_AT: Final = "now() + make_interval(secs => greatest(0, least(ttl, 3155760000)))"
+"""A hundred years at most, whatever stands there: PostgreSQL knows no time after the year 294276."""
+_CANCEL: Final = f"""
 WITH cancelled AS (
     SELECT procrastinate_cancel_job_v1(number, false, false) AS number FROM backgrounded_jobs WHERE id = %(id)s
 )
 UPDATE backgrounded_jobs AS mine SET state = 'cancelled', unique_key = NULL,
-    forget_at = now() + make_interval(secs => ttl)
+    forget_at = {_FORGET_AT}
 FROM cancelled WHERE mine.id = %(id)s AND mine.number = cancelled.number RETURNING mine.id
 """
 _BEGIN: Final = """
@@ -109,9 +113,9 @@ RETURNING wire, handler, name, attempt, begun - 1
 """
 _IS_KNOWN: Final = "SELECT id FROM backgrounded_jobs WHERE id = %(id)s"
 _AGAIN: Final = "UPDATE backgrounded_jobs SET attempt = attempt + 1, begun = 0 WHERE id = %(id)s AND state IS NULL"
-_END: Final = """
+_END: Final = f"""
 UPDATE backgrounded_jobs SET state = %(state)s, outcome = %(outcome)s, unique_key = NULL,
-    forget_at = CASE WHEN %(state)s = 'kept' THEN NULL ELSE now() + make_interval(secs => ttl) END
+    forget_at = CASE WHEN %(state)s = 'kept' THEN NULL ELSE {_FORGET_AT} END
 WHERE id = %(id)s AND state IS NULL
 """
 _KEEP_STRAY: Final = """
@@ -130,10 +134,10 @@ _FORGET: Final = "DELETE FROM backgrounded_jobs WHERE id = %(id)s AND state = 'k
 _TIDY: Final = (
     # What Procrastinate ended and we did not: failed by a worker without our task, taken back by hand, or run without
     # that its end could be written.
-    """
+    f"""
 UPDATE backgrounded_jobs AS mine SET unique_key = NULL,
     state = CASE job.status WHEN 'failed' THEN 'kept' WHEN 'succeeded' THEN 'unknown' ELSE job.status::text END,
-    forget_at = CASE WHEN job.status <> 'failed' THEN now() + make_interval(secs => ttl) END,
+    forget_at = CASE WHEN job.status <> 'failed' THEN {_FORGET_AT} END,
     outcome = %(outcome)s
 FROM procrastinate_jobs AS job
 WHERE job.id = mine.number AND mine.state IS NULL AND job.status NOT IN ('todo', 'doing')
@@ -284,9 +288,15 @@ class Store:
         return id
 
     def tidy(self, outcome: Any) -> None:
-        """Remove what is to be forgotten, and end what Procrastinate has ended without us, with this outcome."""
+        """Remove what is to be forgotten, and end what Procrastinate has ended without us, with this outcome.
+
+        A part of it that fails is logged, and holds none of the others up.
+        """
         for query in _TIDY:
-            self._do(query, outcome=json.dumps(outcome))
+            try:
+                self._do(query, outcome=json.dumps(outcome))
+            except psycopg.Error:
+                logger.exception("a part of the clean-up of backgrounded_jobs failed; it is tried again in a minute")
 
     def _do(self, query: str, **words: Any) -> None:
         self._ask(lambda connection: _execute(connection, query, words))

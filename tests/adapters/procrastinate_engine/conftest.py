@@ -13,6 +13,7 @@ import procrastinate
 import psycopg
 import pytest
 from procrastinate_contract import worker
+from procrastinateshop.jobs import Item
 
 from postgres import Postgres, postgres_server
 
@@ -93,6 +94,23 @@ def shop_worker(start_worker: Callable[..., Any]) -> Iterator[Any]:
     """The worker that most tests share. It gives nothing back: tests that look for that start another one."""
     with start_worker("default", "tasks") as running:
         yield running
+
+
+@pytest.fixture
+def item() -> Item:
+    return Item("/nowhere")
+
+
+@pytest.fixture
+def ask(shop_url: str) -> Callable[..., Any]:
+    """What a query finds in the application's database."""
+
+    def ask(query: str, *values: Any) -> Any:
+        with psycopg.connect(shop_url, autocommit=True) as connection:
+            cursor = connection.execute(query, values)
+            return cursor.fetchall() if cursor.description else None
+
+    return ask
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +20,6 @@ from backgrounded import ConfigurationError, Duplicate, EnqueueError, InvalidOpt
 from backgrounded_procrastinate import ProcrastinateHandler, install
 from backgrounded_procrastinate._connections import MOST, Connections, NotConnected
 from procrastinate.testing import InMemoryConnector
-from procrastinateshop.jobs import Item
 from psycopg.rows import dict_row
 
 from postgres import postgres_server
@@ -30,23 +28,6 @@ from servers import free_port
 from waiting import eventually
 
 CANARY = "canary-4711"
-
-
-@pytest.fixture
-def item() -> Item:
-    return Item("/nowhere")
-
-
-@pytest.fixture
-def ask(shop_url: str) -> Callable[..., Any]:
-    """What a query finds in the application's database."""
-
-    def ask(query: str, *values: Any) -> Any:
-        with psycopg.connect(shop_url, autocommit=True) as connection:
-            cursor = connection.execute(query, values)
-            return cursor.fetchall() if cursor.description else None
-
-    return ask
 
 
 # -- what stands in the tables

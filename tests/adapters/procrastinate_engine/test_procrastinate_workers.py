@@ -178,6 +178,15 @@ def test_what_is_to_be_forgotten_goes_and_procrastinate_s_own_rows_of_it_too(
     assert (short.state, long.state) == ("unknown", "succeeded")
 
 
+def test_a_job_whose_row_says_to_remember_it_for_a_million_years_has_a_result(
+    handler, start_worker, database_of_shop, oracle
+):
+    job = Item(oracle).backgrounded(queue="ages").give(1)
+    database_of_shop.execute("UPDATE backgrounded_jobs SET ttl = 8.64e13 WHERE id = %s", [job.id])
+    with start_worker("ages"):
+        assert job.result(timeout=60) == 1
+
+
 # -- words of the engine's own
 
 
