@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import select
+import selectors
 import socket
 import threading
 import time
@@ -24,6 +24,8 @@ MOST: Final = 10
 """Connections of one process: a server has a hundred for all, and each use takes milliseconds."""
 _SHORTEST: Final = 2
 """Seconds: libpq takes a shorter `connect_timeout` for this."""
+_Selector: Final = getattr(selectors, "PollSelector", selectors.SelectSelector)
+"""`select` takes no file beyond the 1,024th of a process."""
 
 
 class NotConnected(psycopg.OperationalError):
@@ -85,9 +87,14 @@ class Connections:
 
     def _take(self) -> psycopg.Connection[Any] | None:
         while (connection := _pop(self._idle)) is not None:
-            if _is_usable(connection):
+            is_usable = False
+            try:
+                is_usable = _is_usable(connection)
+            finally:
+                if not is_usable:
+                    connection.close()
+            if is_usable:
                 return connection
-            connection.close()
         return None
 
     def close(self) -> None:
@@ -112,8 +119,9 @@ def _is_usable(connection: psycopg.Connection[Any]) -> bool:
     """Whether the server has said nothing since the last use: what it says to an idle one is that it ends."""
     if connection.closed:
         return False
-    readable, _, _ = select.select([connection.fileno()], [], [], 0)
-    return not readable
+    with _Selector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        return not selector.select(0)
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextvars
 import os
+import resource
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +18,15 @@ import backgrounded
 import procrastinate
 import psycopg
 import pytest
-from backgrounded import ConfigurationError, Duplicate, EnqueueError, InvalidOption, NoResult, UnsupportedOption
+from backgrounded import (
+    ConfigurationError,
+    Duplicate,
+    EnqueueError,
+    InvalidOption,
+    NoResult,
+    ResultTimeout,
+    UnsupportedOption,
+)
 from backgrounded_procrastinate import ProcrastinateHandler, install
 from backgrounded_procrastinate._connections import MOST, Connections, NotConnected
 from procrastinate.testing import InMemoryConnector
@@ -271,6 +281,45 @@ def test_a_connection_that_the_server_has_closed_is_not_used_again(handler, ask,
     ask(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
     eventually(lambda: ask(f"SELECT count(*) FROM pg_stat_activity WHERE {others}") == [(0,)])
     assert item.backgrounded.give(2).state == "queued"
+
+
+@pytest.fixture
+def many_open_files() -> Iterator[None]:
+    """More of them than `select` can tell apart."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 1_200), before[1]))
+    with ExitStack() as held:
+        for _ in range(1_050):
+            held.enter_context(Path(os.devnull).open())
+        yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_process_with_a_thousand_open_files_calls_and_asks_again_and_again(shop_url, many_open_files, item):
+    with backgrounded.using("procrastinate", url=shop_url) as handler:
+        jobs = [item.backgrounded.give(number) for number in range(3)]
+        assert [job.state for job in jobs] == ["queued"] * 3
+        with pytest.raises(ResultTimeout):
+            jobs[0].result(0)
+        handler.close()
+
+
+def test_a_connection_that_cannot_be_examined_is_closed(shop_url, monkeypatch):
+    connections = Connections(shop_url, {}, patience=10)
+    with connections.one() as first:
+        pass
+
+    def fail(connection: Any) -> bool:
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr("backgrounded_procrastinate._connections._is_usable", fail)
+    with pytest.raises(OSError, match="Too many"), connections.one():
+        pass
+    assert first.closed
+    monkeypatch.undo()
+    with connections.one() as second:
+        assert second.execute("SELECT 1").fetchone() == (1,)
+    connections.close()
 
 
 def test_a_forked_child_uses_no_connection_of_its_parent(handler, item):
