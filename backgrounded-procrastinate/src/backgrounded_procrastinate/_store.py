@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -36,7 +36,10 @@ _TRIES: Final = 3
 LEVEL: Final = 5
 """Our priority 5, and none, are Procrastinate's 0, so that our jobs and the application's own stand side by side."""
 
-TABLE: Final = """
+_INDEX: Final = """
+CREATE INDEX IF NOT EXISTS backgrounded_jobs_kept ON backgrounded_jobs (number, id) WHERE state = 'kept';
+"""
+TABLE: Final = f"""
 CREATE TABLE IF NOT EXISTS backgrounded_jobs (
     id text PRIMARY KEY,
     number bigint NOT NULL,
@@ -58,7 +61,7 @@ CREATE TABLE IF NOT EXISTS backgrounded_jobs (
 CREATE UNIQUE INDEX IF NOT EXISTS backgrounded_jobs_unique ON backgrounded_jobs (unique_key)
     WHERE unique_key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS backgrounded_jobs_forget ON backgrounded_jobs (forget_at) WHERE forget_at IS NOT NULL;
-"""
+{_INDEX}"""
 _DEFER: Final = """
 unnest(procrastinate_defer_jobs_v1(ARRAY(
     SELECT ROW(queue, 'backgrounded.perform', priority, NULL, NULL,
@@ -122,7 +125,17 @@ _KEEP_STRAY: Final = """
 INSERT INTO backgrounded_jobs (id, number, name, handler, wire, queue, priority, ttl, state, outcome)
 VALUES (%(id)s, %(number)s, 'unreadable', 'default', %(wire)s, %(queue)s, %(priority)s, 0, 'kept', %(outcome)s)
 """
-_KEPT: Final = "SELECT id, outcome, wire, name FROM backgrounded_jobs WHERE state = 'kept' ORDER BY number"
+_LAST_KEPT: Final = "SELECT max(number) FROM backgrounded_jobs WHERE state = 'kept'"
+_SET_ASIDE: Final = """
+SELECT number, id, octet_length(wire) FROM backgrounded_jobs
+WHERE state = 'kept' AND (number, id) > (%(number)s, %(id)s) AND number <= %(last)s
+ORDER BY number, id LIMIT %(most)s
+"""
+_KEPT: Final = """
+SELECT id, outcome, wire, name FROM backgrounded_jobs
+WHERE id = ANY(%(ids)s) AND coalesce(state, '') = 'kept' ORDER BY number, id
+"""
+"""`coalesce` keeps PostgreSQL from going through all that is kept, for a part of it."""
 _REPLAY: Final = f"""
 WITH given AS (SELECT * FROM backgrounded_jobs WHERE id = %(id)s AND state = 'kept'),
     deferred AS (SELECT number FROM {_DEFER.format(due="NULL", given="given")} AS deferred(number))
@@ -147,7 +160,14 @@ WITH gone AS (DELETE FROM backgrounded_jobs WHERE forget_at <= now() RETURNING n
 DELETE FROM procrastinate_jobs AS job USING gone WHERE job.id = gone.number AND job.status NOT IN ('todo', 'doing')
 """,
     f"DELETE FROM procrastinate_jobs WHERE task_name = '{RECOVER}' AND status NOT IN ('todo', 'doing')",
+    # A table that was made before there was this index. Looked for first: CREATE INDEX waits for all who write.
+    f"DO $$ BEGIN IF to_regclass('backgrounded_jobs_kept') IS NULL THEN {_INDEX} END IF; END $$",
 )
+_BEFORE_ALL: Final = (-(2**63), "")
+_IDS: Final = 10_000
+_WIRES: Final = 1_000
+_WIRES_BYTES: Final = 1_000_000
+"""How much of what was kept is read at once: all of it in one answer would take longer than there is time."""
 _STATES: Final = {
     "todo": State.QUEUED,
     "doing": State.RUNNING,
@@ -304,15 +324,49 @@ class Store:
     # -- what was set aside
 
     def kept(self) -> Iterator[Kept]:
-        for id, outcome, wire, name in self._ask(lambda connection: _rows(connection, _KEPT)):
-            about = _about(outcome)
-            yield Kept(id, str(about.get("reason")), wire, printable(name), str(about.get("code")))
+        """What has been set aside by now, oldest first, read a page at a time, with no transaction open between two.
+
+        A job is there once: one that is replayed meanwhile has a new number, which comes after the last.
+        """
+        for ids in _pages(self._set_aside()):
+            for id, outcome, wire, name in self._found(_KEPT, ids=ids):
+                about = _about(outcome)
+                yield Kept(id, str(about.get("reason")), wire, printable(name), str(about.get("code")))
+
+    def kept_ids(self) -> Iterator[str]:
+        """The ids of that alone."""
+        return (id for id, _ in self._set_aside())
+
+    def _set_aside(self) -> Iterator[tuple[str, int]]:
+        """Their ids, and the sizes of their wires."""
+        number, id = _BEFORE_ALL
+        [(last,)] = self._found(_LAST_KEPT)
+        while found := self._found(_SET_ASIDE, number=number, id=id, last=last, most=_IDS):
+            yield from ((id, size) for _, id, size in found)
+            number, id, _ = found[-1]
+
+    def _found(self, query: str, **words: Any) -> list[Any]:
+        return self._ask(lambda connection: _rows(connection, query, words))
 
     def replay(self, id: str) -> bool:
         return self._one(_REPLAY, id=id) is not None
 
     def forget(self, id: str) -> bool:
         return self._one(_FORGET, id=id) is not None
+
+
+def _pages(jobs: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+    """The ids of jobs, as many together as their wires can be read at once."""
+    page: list[str] = []
+    total = 0
+    for id, size in jobs:
+        if page and (len(page) == _WIRES or total + size > _WIRES_BYTES):
+            yield page
+            page, total = [], 0
+        page.append(id)
+        total += size
+    if page:
+        yield page
 
 
 def _join(run: Callable[[psycopg.Connection[Any]], T], theirs: psycopg.Connection[Any]) -> T:
