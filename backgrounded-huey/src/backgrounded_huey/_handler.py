@@ -135,7 +135,7 @@ class HueyHandler:
     # -- queues
 
     def _line(self, queue: str) -> Line:
-        """The line of a queue. Raises ConfigurationError, and what a store of ours raises when it is opened."""
+        """The line of a queue. Raises ConfigurationError."""
         if queue not in self._lines:  # looked for without the lock: a fork must not find it held for long
             with self._lock:
                 if queue not in self._lines:
@@ -170,7 +170,10 @@ class HueyHandler:
             self._place.patience = WORKER_PATIENCE
         elif queue not in self._given:
             raise ConfigurationError(f"huey: {self._unknown(queue)}")
-        return self._line(queue).huey
+        line = self._line(queue)
+        if self._place is not None:
+            self._place.open()
+        return line.huey
 
     def close(self) -> None:
         """Close what was opened here; the next use opens it again. What is the application's stays open."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
+import threading
+import time
 import uuid
 from collections.abc import Mapping
 from datetime import timezone
@@ -19,6 +22,7 @@ from backgrounded import ConfigurationError
 from backgrounded.handler import after_fork, printable
 from backgrounded.records import redis_pool
 from huey import Huey, PriorityRedisHuey, SqliteHuey
+from huey.storage import SqliteStorage
 
 from ._line import UNREADABLE, line_of
 
@@ -52,10 +56,17 @@ class Place:
             )
 
     def huey(self, queue: str | None) -> Huey:
-        """A new Huey for this queue; None: for the jobs' records. Raises what the store raises."""
+        """A new Huey for this queue; None: for the jobs' records. Nothing is opened here."""
         made = self._make(PREFIX if queue is None else f"{PREFIX}.{queue}")
         self._hueys.append(made)
         return made
+
+    def open(self) -> None:
+        """Make the tables of a file now. Raises what the file raises: a consumer of none had better not start."""
+        if self._make == self._sqlite:
+            for huey in self._hueys:
+                if not huey.storage.has_tables:
+                    huey.storage.initialize_schema()
 
     def close(self) -> None:
         """Close what is open; it is opened again when it is used."""
@@ -143,19 +154,81 @@ def _checked(given: Any) -> Mapping[str, Any]:
     return words
 
 
+class _Turn:
+    """A lock that is not awaited for ever: SQLite's own error after so many seconds."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._end = 0.0
+
+    def __enter__(self) -> None:
+        end = time.monotonic() + self._patience
+        if not self._lock.acquire(timeout=self._patience):
+            raise sqlite3.OperationalError(
+                f"database is locked: other threads of this process have had it for {self._patience:g} s"
+            )
+        self._end = end
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def left(self) -> float:
+        """Seconds that whose turn it is has of its patience."""
+        return max(0.0, self._end - time.monotonic())
+
+
+class _SqliteStorage(SqliteStorage):  # type: ignore[misc]  # Huey has no types
+    """Each use of the file ends within `timeout` seconds. All threads share one connection, and wait for their turn: so
+    a use is patient with others' processes for as long only as its turn has left. Nothing is opened before the first.
+    """
+
+    def __init__(self, name: str, *, timeout: float, create_tables: bool = True, **settings: Any) -> None:
+        words: Any = {**settings, "timeout": timeout, "create_tables": False}
+        super().__init__(name, **words)
+        self.lock = _Turn(timeout)
+        self.has_tables = not create_tables
+
+    @property
+    def conn(self) -> Any:
+        """Asked for at the beginning of each use, by whose turn it is."""
+        self._timeout = self.lock.left()
+        connection = super().conn
+        connection.execute(f"pragma busy_timeout = {round(1000 * self.lock.left())}")
+        return connection
+
+    def _create_connection(self) -> Any:
+        connection = super()._create_connection()
+        try:
+            if not self.has_tables:
+                self._make_tables(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _make_tables(self, connection: Any) -> None:
+        with connection:
+            connection.execute(self.begin_sql)
+            for statement in self.ddl:
+                connection.execute(statement)
+        self.has_tables = True
+
+
 class _SqliteHuey(_OurTasksOnly, SqliteHuey):  # type: ignore[misc]  # Huey has no types
     """On a file of SQLite, whose connections must not be used, or even closed, on the other side of a fork."""
 
     storage: Any
+    storage_class = _SqliteStorage
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.storage_kwargs["create_tables"] = False  # they are there now
         self._inherited: list[Any] = []
         after_fork(self._renew)
 
     def _renew(self) -> None:
         self._inherited.append(self.storage)
+        self.storage_kwargs["create_tables"] = not self.storage.has_tables
         self.storage = self.create_storage()
 
 
