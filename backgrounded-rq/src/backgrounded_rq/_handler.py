@@ -44,6 +44,7 @@ from ._ends import DIED, END, read_state
 from ._job import Job, wire_of
 from ._settings import (
     PREPARED,
+    check_limits,
     check_name,
     check_native,
     check_priorities,
@@ -154,7 +155,8 @@ class RQHandler:
     # -- handing over
 
     def check(self, call: Call) -> None:
-        """Refuse words that RQ does not have, or that would break what we promise."""
+        """Refuse words that RQ does not have, or that would break what we promise, and limits that it cannot count."""
+        check_limits(call)
         if call.options.native:
             check_native(call, call.options.native, self._serializer)
 

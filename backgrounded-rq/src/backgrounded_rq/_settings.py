@@ -23,6 +23,10 @@ RETRY_COUNTS_WAITS: Final = VERSION >= (2, 8)
 SERIALIZER_ALIASES: Final = VERSION >= (2, 9)
 KEEPS_FOREIGN_META: Final = VERSION >= (3, 0)
 """Before 3.0, a scheduler with another serializer than the job's ended at the job's meta."""
+LONGEST_TIMEOUT: Final = 2**31 - 1
+"""Seconds, some 68 years: RQ's workers hand a time limit to alarm(2), which takes a C int."""
+LONGEST_TTL: Final = 36_525 * 86_400
+"""Seconds, 100 years. RQ gives a ttl to Redis when the method has run, and takes a refusal then for a death."""
 _OURS: Final = {
     "func",
     "args",
@@ -48,6 +52,13 @@ PREPARED: Final = frozenset(inspect.signature(Queue.prepare_data).parameters) - 
 """The words that RQ takes for one of many jobs."""
 
 
+def check_limits(call: Call) -> None:
+    """Refuse a time limit that RQ's workers cannot count. Raises InvalidOption."""
+    timeout = call.options.timeout
+    if timeout is not None and timeout > LONGEST_TIMEOUT:
+        raise InvalidOption("timeout", f"RQ counts at most {LONGEST_TIMEOUT} seconds (68 years), got {timeout:g}")
+
+
 def check_native(call: Call, native: Mapping[str, Any], serializer: Any) -> None:
     """Refuse words that RQ does not have, or that would break what we promise. Raises InvalidOption."""
     for word in native:
@@ -59,7 +70,10 @@ def check_native(call: Call, native: Mapping[str, Any], serializer: Any) -> None
     if "at_front" in native and not isinstance(native["at_front"], bool):
         raise InvalidOption("native", f"at_front: must be True or False, got {native['at_front']!r}")
     if "failure_ttl" in native and not _is_ttl(native["failure_ttl"]):
-        raise InvalidOption("native", f"failure_ttl: must be whole seconds, or -1, got {native['failure_ttl']!r}")
+        raise InvalidOption(
+            "native",
+            f"failure_ttl: must be whole seconds up to {LONGEST_TTL} (100 years), or -1, got {native['failure_ttl']!r}",
+        )
     if "meta" in native:
         _check_meta(call, native["meta"], serializer)
 
@@ -75,7 +89,7 @@ def _check_meta(call: Call, meta: Any, serializer: Any) -> None:
 
 
 def _is_ttl(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1)
+    return isinstance(value, int) and not isinstance(value, bool) and (0 < value <= LONGEST_TTL or value == -1)
 
 
 def check_timeout(timeout: Any) -> float:

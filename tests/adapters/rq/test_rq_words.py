@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 
 import backgrounded
 import pytest
-from backgrounded import InvalidOption, JobFailed, NoResult, Retry, UnsupportedOption
+from backgrounded import InvalidOption, JobFailed, NoResult, Retry, Unique, UnsupportedOption
 from backgrounded_rq import RQHandler
-from backgrounded_rq._settings import KEEPS_FOREIGN_META, NATIVE
+from backgrounded_rq._settings import KEEPS_FOREIGN_META, LONGEST_TIMEOUT, LONGEST_TTL, NATIVE
 from redis import Redis
 from rq import Queue
 from rq.job import Job as RQJob
@@ -55,6 +56,48 @@ def test_a_job_over_its_limit_is_retried_as_its_policy_says(handler, kind, tag, 
     job = Item(tag).backgrounded(queue=kind, timeout=5, retry=Retry(1, on=[TimeoutError])).sleep(50)
     job.wait(timeout=60)
     assert [attempt for attempt, _ in starts(tag)] == [1, 2]
+
+
+CENTURY = datetime.timedelta(days=36_500)
+
+
+@pytest.mark.parametrize("timeout", [LONGEST_TIMEOUT + 0.5, CENTURY])
+def test_a_time_limit_that_no_alarm_counts_is_refused_at_the_call(handler, timeout):
+    with pytest.raises(InvalidOption, match="timeout: RQ counts at most 2147483647 seconds"):
+        Item("x").backgrounded(queue="nobody", timeout=timeout).echo()
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": LONGEST_TIMEOUT},
+        {"result_ttl": CENTURY},
+        {"expires": CENTURY},
+        {"native": {"failure_ttl": LONGEST_TTL}},
+        {"timeout": LONGEST_TIMEOUT, "result_ttl": CENTURY, "retry": Retry(1, wait=CENTURY.total_seconds())},
+    ],
+)
+def test_the_longest_of_each_limit_runs_once(handler, kind, redis, tag, starts, options):
+    job = Item(tag).backgrounded(queue=kind, unique=Unique(tag, ttl=CENTURY), **options).echo(7)
+    assert job.result(timeout=60) == 7
+    assert redis.ttl(RQJob.key_for(job.id)) > 0
+    assert len(starts(tag)) == 1
+
+
+@pytest.mark.worker
+def test_a_failure_is_there_for_a_century(handler, kind, redis, tag, starts):
+    job = Item(tag).backgrounded(queue=kind, native={"failure_ttl": LONGEST_TTL}).fail()
+    assert job.wait(timeout=60) == "failed"
+    assert LONGEST_TTL - 60 < redis.ttl(RQJob.key_for(job.id)) <= LONGEST_TTL
+    assert len(starts(tag)) == 1
+
+
+def test_a_century_is_waited_for(handler, redis, tag):
+    job = Item(tag).backgrounded(queue="nobody", delay=CENTURY, unique=Unique(tag, ttl=CENTURY)).echo()
+    assert job.state == "scheduled"
+    assert redis.pttl(f"backgrounded:unique:{tag}") > CENTURY.total_seconds() * 1000 - 60_000
+    assert job.cancel()
 
 
 @pytest.mark.worker
@@ -169,6 +212,7 @@ def test_the_words_that_are_taken_are_those_of_the_installed_rq():
         ({"at_front": 1}, "True or False"),
         ({"failure_ttl": "a day"}, "whole seconds"),
         ({"failure_ttl": 0}, "whole seconds"),
+        ({"failure_ttl": 10**18}, "up to 3155760000 .100 years."),
         ({"meta": [1]}, "plain values"),
         ({"meta": {"a": object()}}, "plain values"),
         ({"depends_on": 5}, "RQ says"),
