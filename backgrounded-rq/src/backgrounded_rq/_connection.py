@@ -9,9 +9,9 @@ from backgrounded import ConfigurationError
 from backgrounded.handler import not_reached
 from backgrounded.records import redis_pool
 from redis import Redis, SSLConnection
-from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ExecAbortError
 
-_REFUSALS: Final = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
+_REFUSALS: Final = (AuthenticationError, AuthorizationError, BusyLoadingError, ExecAbortError)
 
 
 def connect(url: str, timeout: float) -> Redis:
@@ -61,5 +61,9 @@ def url_of(connection: Redis) -> str:
 
 
 def never_sent(error: BaseException) -> bool:
-    """Whether Redis certainly did not take the command: it was not reached, or it said no."""
-    return isinstance(error, _REFUSALS) or not_reached(error)
+    """Whether Redis certainly took nothing of a transaction: it was not reached, or it said no before the EXEC.
+
+    A command that fails within the EXEC takes back none of the others. For redis-py it is the same kind of error as one
+    that was refused before; only of the latter an ExecAbortError is the context.
+    """
+    return any(isinstance(cause, _REFUSALS) for cause in (error, error.__context__)) or not_reached(error)

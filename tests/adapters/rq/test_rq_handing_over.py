@@ -76,6 +76,16 @@ def emptied(redis):
     redis.delete("rq:queue:nobody")
 
 
+@pytest.fixture
+def broken(base_url):
+    """A database in which one command of each hand-over fails, and its URL."""
+    url = f"{base_url}/9"
+    with Redis.from_url(url) as redis:
+        redis.set("rq:queues", "a string")
+        yield redis, url
+        redis.flushdb()
+
+
 def send_five() -> None:
     with backgrounded.batch():
         for _ in range(5):
@@ -133,12 +143,32 @@ def test_a_place_that_does_not_exist_is_certain_too(url):
     assert failed.value.uncertain is False
 
 
-def test_a_server_that_says_no_is_certain(redis, emptied):
-    redis.set("rq:queue:nobody", "a string")
-    with backgrounded.using("rq", url=_url_of(redis)), pytest.raises(EnqueueError) as failed:
-        Item("x").backgrounded(queue="nobody", unique="says-no").echo()
+def test_a_server_that_says_no_is_certain(redis, tag):
+    """It refuses one command before the EXEC, and with it all of them."""
+    redis.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-rpush")
+    url = _url_of(redis).replace("//", "//reader:secret@")
+    with backgrounded.using("rq", url=url), pytest.raises(EnqueueError, match="NoPermission") as failed:
+        Item("x").backgrounded(queue=tag, unique=tag).echo()
     assert failed.value.uncertain is False
-    assert redis.get("backgrounded:unique:says-no") is None
+    assert not redis.exists(f"backgrounded:unique:{tag}", f"rq:queue:{tag}")
+
+
+def test_a_transaction_that_fails_in_its_middle_is_uncertain(broken, tag):
+    """Redis takes back none of its commands: the job is in its queue, and runs."""
+    redis, url = broken
+    with backgrounded.using("rq", url=url), pytest.raises(EnqueueError, match="WRONGTYPE") as failed:
+        Item("x").backgrounded(queue="nobody", unique=tag).echo()
+    assert failed.value.uncertain is True
+    [there] = redis.lrange("rq:queue:nobody", 0, -1)
+    assert redis.get(f"backgrounded:unique:{tag}") == there
+
+
+def test_a_batch_that_fails_in_its_middle_is_unknown(broken):
+    redis, url = broken
+    with backgrounded.using("rq", url=url), pytest.raises(BatchError) as failed:
+        send_five()
+    assert [id.decode() for id in redis.lrange("rq:queue:cut", 0, -1)] == list(failed.value.unknown)
+    assert (failed.value.sent, failed.value.unsent) == ((), ())
 
 
 def test_a_lost_reply_is_uncertain_and_silent_duplicates_are_none(url, redis):
