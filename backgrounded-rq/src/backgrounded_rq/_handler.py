@@ -13,11 +13,12 @@ import shlex
 import socket
 import time
 from base64 import b64decode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, ClassVar, Final
 
-from backgrounded import Call, CallError, ConfigurationError, EnqueueError, InvalidOption, NoResult
+from backgrounded import BatchError, Call, CallError, ConfigurationError, EnqueueError, InvalidOption, NoResult
 from backgrounded.errors import DecodeError
 from backgrounded.handler import (
     Feature,
@@ -176,33 +177,43 @@ class RQHandler:
     def enqueue_many(self, calls: Sequence[Call]) -> list[str]:
         """One round trip, one transaction: all of the calls are taken, or none is.
 
-        Words of RQ's own that look before they write (`depends_on`, `rate_limit`) go in trips of their own.
+        Those with words of RQ's own for which it looks before it writes (`depends_on`, `rate_limit`) follow in trips of
+        their own. Where one of these fails after something has gone, BatchError says what became of each.
         """
-        sending, partly = False, False
+        following: dict[str, Callable[[], Any]] = {}
+        sending = False
         try:
             with self.connection.pipeline() as pipeline:
                 for call in calls:
-                    later = call.due is not None and call.due > time.time()
-                    alone = not later and not PREPARED.issuperset(call.options.native or ())
-                    sending = sending or alone
-                    self._put(call, later, None if alone else pipeline)
+                    self._put(call, pipeline, following)
                     hold(pipeline, call)
-                    partly = partly or alone
                 sending = True
                 pipeline.execute()
         except (RedisError, OSError) as error:
-            what = calls[0].name if len(calls) == 1 else f"{len(calls)} jobs"
-            raise EnqueueError(
-                f"RQ could not take {what}: {type(error).__name__}: {error}",
-                uncertain=partly or (sending and not never_sent(error)),
-            ) from error
+            uncertain = sending and not never_sent(error)
+            unknown = [call.id for call in calls if uncertain and call.id not in following]
+            raise _not_taken(calls, error, unknown=unknown) from error
         except (TypeError, ValueError, AttributeError) as error:
             if any(call.options.native for call in calls):
                 raise InvalidOption("native", f"RQ says: {error}") from error
             raise
+        self._follow(calls, following)
         return [call.id for call in calls]
 
-    def _put(self, call: Call, later: bool, pipeline: Any) -> None:
+    @staticmethod
+    def _follow(calls: Sequence[Call], following: Mapping[str, Callable[[], Any]]) -> None:
+        """Hand over what could not go in the transaction, one after the other, up to the first that fails."""
+        sent = [call.id for call in calls if call.id not in following]
+        for id, hand_over in following.items():
+            try:
+                hand_over()
+            except Exception as error:  # also what RQ itself raises between two of its writes
+                unknown = [] if never_sent(error) else [id]
+                raise _not_taken(calls, error, sent=sent, unknown=unknown) from error
+            sent.append(id)
+
+    def _put(self, call: Call, pipeline: Any, following: dict[str, Callable[[], Any]]) -> None:
+        """Add a call to the transaction; or to what follows it, where RQ has to look first."""
         options = call.options
         native = dict(options.native or {})
         beside = {
@@ -213,6 +224,7 @@ class RQHandler:
         words: dict[str, Any] = {
             "args": [call.tree],
             "kwargs": {word: value for word, value in beside.items() if value is not None},
+            "timeout": -1 if options.timeout is None else math.ceil(options.timeout),
             "result_ttl": RESULT_TTL if options.result_ttl is None else math.ceil(options.result_ttl),
             "failure_ttl": -1,  # for a job that is kept; `perform` sets the other one when the method fails
             "description": call.name,
@@ -220,15 +232,16 @@ class RQHandler:
             "retry": Retry(max=DEATHS),
             **native,
         }
-        timeout = -1 if options.timeout is None else math.ceil(options.timeout)
         function = f"backgrounded_rq.run.{call.name}"
-        if later:
-            self._schedule(call, queue, pipeline, function, {**words, "timeout": timeout})
-        elif pipeline is None:
-            queue.enqueue_call(function, timeout=timeout, **words)
-        else:
+        if call.due is not None and call.due > time.time():
+            self._schedule(call, queue, pipeline, function, words)
+        elif PREPARED.issuperset(native):
             # Not `enqueue_call`: RQ 2's begins a transaction for each job, which one pipeline cannot.
-            queue.enqueue_many([Queue.prepare_data(function, timeout=timeout, **words)], pipeline=pipeline)
+            queue.enqueue_many([Queue.prepare_data(function, **words)], pipeline=pipeline)
+        else:
+            at_front = words.pop("at_front", False)
+            job = queue.create_job(function, **words)  # here: what RQ has against it, it says before anything is sent
+            following[call.id] = partial(queue.enqueue_job, job, at_front=at_front)
 
     @staticmethod
     def _schedule(call: Call, queue: Queue, pipeline: Any, function: str, words: dict[str, Any]) -> None:
@@ -412,3 +425,14 @@ class RQHandler:
 
     def __repr__(self) -> str:
         return f"<RQHandler of {shlex.quote(self.default_queue)}>"
+
+
+def _not_taken(
+    calls: Sequence[Call], error: Exception, *, sent: Sequence[str] = (), unknown: Sequence[str] = ()
+) -> EnqueueError:
+    """What a trip that failed says: these have gone, of these it is not known, the others have not."""
+    if sent or 0 < len(unknown) < len(calls):
+        unsent = [call.id for call in calls if call.id not in (*sent, *unknown)]
+        return BatchError(sent, unsent, unknown)
+    what = calls[0].name if len(calls) == 1 else f"{len(calls)} jobs"
+    return EnqueueError(f"RQ could not take {what}: {type(error).__name__}: {error}", uncertain=bool(unknown))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import rq
@@ -13,6 +13,8 @@ from backgrounded import Call, ConfigurationError, InvalidOption
 from backgrounded.handler import Guarantees
 from redis import Redis
 from rq import Queue
+from rq.job import Dependency
+from rq.job import Job as RQJob
 from rq.serializers import DefaultSerializer, JSONSerializer, resolve_serializer
 
 from ._connection import settings_of
@@ -50,6 +52,10 @@ NATIVE: Final = frozenset(inspect.signature(Queue.enqueue_call).parameters) - _O
 """The words of RQ's own that `native={...}` takes, as the installed RQ has them."""
 PREPARED: Final = frozenset(inspect.signature(Queue.prepare_data).parameters) - {"depends_on"}
 """The words that RQ takes for one of many jobs."""
+_KINDS: Final[dict[str, Any]] = {"repeat": getattr(rq, "Repeat", None), "rate_limit": getattr(rq, "RateLimit", None)}
+"""What these words must be, in an RQ that has them."""
+_check_id: Final[Callable[[str], None]] = getattr(rq.job, "validate_job_id", lambda id: None)
+"""Refuses an id that no job of RQ can have, in an RQ that knows of such."""
 
 
 def check_limits(call: Call) -> None:
@@ -74,8 +80,27 @@ def check_native(call: Call, native: Mapping[str, Any], serializer: Any) -> None
             "native",
             f"failure_ttl: must be whole seconds up to {LONGEST_TTL} (100 years), or -1, got {native['failure_ttl']!r}",
         )
+    _check_dependencies(native.get("depends_on"))
+    for word, kind in _KINDS.items():
+        if native.get(word) is not None and not isinstance(native[word], kind):
+            raise InvalidOption("native", f"{word}: must be an rq.{kind.__name__}, got {native[word]!r}")
     if "meta" in native:
         _check_meta(call, native["meta"], serializer)
+
+
+def _check_dependencies(given: Any) -> None:
+    """Refuse what RQ would stumble over when it looks for these jobs, which it does after the call was accepted."""
+    if given is None:
+        return
+    items = given if isinstance(given, (list, tuple, set, frozenset)) else [given]
+    for item in items:
+        for job in item.dependencies if isinstance(item, Dependency) else [item]:
+            if not isinstance(job, RQJob) and not (isinstance(job, str) and job):
+                raise InvalidOption("native", f"depends_on: must be ids, jobs or Dependency of RQ, got {job!r}")
+            try:
+                _check_id(job if isinstance(job, str) else job.id)
+            except ValueError as error:
+                raise InvalidOption("native", f"depends_on: {error}") from None
 
 
 def _check_meta(call: Call, meta: Any, serializer: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import traceback
 import zlib
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from redis import Redis
 from redis.connection import Connection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue
+from rq.job import Job as RQJob
 from rqshop.jobs import Item, add
 
 import servers
@@ -90,6 +92,13 @@ def send_five() -> None:
     with backgrounded.batch():
         for _ in range(5):
             Item("x").backgrounded(queue="cut").echo()
+
+
+def send_with(jobs: list, queue: str, *natives: dict | None) -> None:
+    """A batch with a call for each of these words of RQ's. Its jobs are in the list, whatever becomes of them."""
+    with backgrounded.batch():
+        for native in natives:
+            jobs.append(Item("x").backgrounded(queue=queue, native=native).echo())
 
 
 def test_a_thousand_calls_are_one_round_trip(counted, redis):
@@ -169,6 +178,59 @@ def test_a_batch_that_fails_in_its_middle_is_unknown(broken):
         send_five()
     assert [id.decode() for id in redis.lrange("rq:queue:cut", 0, -1)] == list(failed.value.unknown)
     assert (failed.value.sent, failed.value.unsent) == ((), ())
+
+
+@pytest.mark.parametrize("wrong", [{"repeat": "x"}, {"repeat": 3}, {"rate_limit": "x"}, {"depends_on": [None]}])
+def test_a_word_that_rq_cannot_read_sends_nothing_of_its_batch(handler, redis, tag, wrong):
+    parent = Item("x").backgrounded(queue="nobody").echo()
+    jobs = []
+    with pytest.raises(InvalidOption):
+        send_with(jobs, tag, None, {"depends_on": parent.id}, wrong)
+    assert [job.state for job in jobs] == ["dropped", "dropped"]
+    assert not redis.exists(*(RQJob.key_for(job.id) for job in jobs))
+    assert parent.cancel()
+
+
+def test_a_batch_that_fails_on_its_way_says_what_became_of_each(handler, redis, tag):
+    """Redis refuses one of them, when all but that and the last have gone."""
+    redis.set(RQJob.key_for(f"{tag}-bad"), "no job")
+    parent = Item("x").backgrounded(queue="nobody").echo()
+    jobs = []
+    after = {"depends_on": parent.id}
+    with pytest.raises(BatchError) as failed:
+        send_with(jobs, tag, None, after, {"depends_on": f"{tag}-bad"}, after, None)
+    first, waiting, unknown, unsent, second = (job.id for job in jobs)
+    assert failed.value.sent == (first, waiting, second)
+    assert failed.value.unknown == (unknown,)
+    assert failed.value.unsent == (unsent,)
+    assert [job.state for job in jobs] == ["queued", "queued", "unknown", "unsent", "queued"]
+    assert [id.decode() for id in redis.lrange(f"rq:queue:{tag}", 0, -1)] == [first, second]
+    assert not redis.exists(RQJob.key_for(unsent)), "what is unsent does not run"
+    for job in (parent, jobs[0], jobs[1], jobs[4]):
+        assert job.cancel() is True
+    traceback.clear_frames(failed.value.__cause__.__cause__.__traceback__)  # RQ leaves a pipeline open there
+
+
+def test_a_batch_whose_transaction_was_lost_has_not_sent_what_follows_it(url, redis, tag):
+    with cutting_proxy(urlsplit(url).port) as proxy, backgrounded.using("rq", url=f"redis://127.0.0.1:{proxy.port}/0"):
+        parent = Item("x").backgrounded(queue=tag).echo()
+        proxy.probability = 1.0
+        jobs = []
+        with pytest.raises(BatchError) as failed:
+            send_with(jobs, tag, {"depends_on": parent.id}, None)
+    assert (failed.value.unsent, failed.value.unknown) == ((jobs[0].id,), (jobs[1].id,))
+    assert not redis.exists(RQJob.key_for(jobs[0].id))
+    redis.delete(f"rq:queue:{tag}")
+
+
+def test_a_dependency_may_stand_in_the_same_batch(handler, redis, tag):
+    with backgrounded.batch():
+        parent = Item("x").backgrounded(queue=tag).echo()
+        child = Item("x").backgrounded(queue=tag, native={"depends_on": parent.id}).echo()
+    assert redis.lrange(f"rq:queue:{tag}", 0, -1) == [parent.id.encode()]
+    assert redis.zscore(f"rq:deferred:{tag}", child.id) is not None
+    assert child.cancel()
+    assert parent.cancel()
 
 
 def test_a_lost_reply_is_uncertain_and_silent_duplicates_are_none(url, redis):

@@ -9,9 +9,10 @@ import backgrounded
 import pytest
 from backgrounded import InvalidOption, JobFailed, NoResult, Retry, Unique, UnsupportedOption
 from backgrounded_rq import RQHandler
-from backgrounded_rq._settings import KEEPS_FOREIGN_META, LONGEST_TIMEOUT, LONGEST_TTL, NATIVE
+from backgrounded_rq._settings import KEEPS_FOREIGN_META, LONGEST_TIMEOUT, LONGEST_TTL, NATIVE, VERSION
 from redis import Redis
 from rq import Queue
+from rq.job import Dependency
 from rq.job import Job as RQJob
 from rqshop.jobs import Item, add
 
@@ -198,6 +199,9 @@ def test_the_words_that_are_taken_are_those_of_the_installed_rq():
     assert {"depends_on", "at_front", "meta", "failure_ttl", "repeat", "rate_limit"} >= NATIVE, "a new word: decide"
 
 
+NAMES_ARE_CHECKED = pytest.mark.skipif(VERSION < (3, 0), reason="this RQ takes any name")
+
+
 @pytest.mark.parametrize(
     ("native", "words"),
     [
@@ -215,7 +219,13 @@ def test_the_words_that_are_taken_are_those_of_the_installed_rq():
         ({"failure_ttl": 10**18}, "up to 3155760000 .100 years."),
         ({"meta": [1]}, "plain values"),
         ({"meta": {"a": object()}}, "plain values"),
-        ({"depends_on": 5}, "RQ says"),
+        ({"depends_on": 5}, "ids, jobs or Dependency"),
+        ({"depends_on": ["abc", None]}, "ids, jobs or Dependency"),
+        ({"depends_on": Dependency(["abc", ""])}, "ids, jobs or Dependency"),
+        pytest.param({"depends_on": "a b"}, "letters, numbers", marks=NAMES_ARE_CHECKED),
+        ({"repeat": "x"}, "must be an rq.Repeat|takes: at_front, depends_on"),
+        ({"repeat": 3}, "must be an rq.Repeat|takes: at_front, depends_on"),
+        ({"rate_limit": "x"}, "must be an rq.RateLimit|takes: at_front, depends_on"),
     ],
 )
 def test_words_that_rq_does_not_have_or_that_break_a_promise_are_refused(handler, native, words):
