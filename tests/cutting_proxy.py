@@ -7,16 +7,19 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 
 class CuttingProxy:
     """Listens on `port`. While `probability` is above 0, that share of the requests that carry `mark` is done but not
-    answered: the client sees a reset. `cut` resets connections at once, whatever goes over them. `cuts` counts both."""
+    answered: the client sees a reset. `cut` resets connections at once, whatever goes over them. `cuts` counts both.
+    Each answer comes `pause` seconds late."""
 
     def __init__(self, port: int, *, seed: int = 1, mark: bytes = b"EXEC") -> None:
         self.target = ("127.0.0.1", port)
         self.probability = 0.0
+        self.pause = 0.0
         self.cuts = 0
         self.mark = mark
         self._random = random.Random(seed)
@@ -70,6 +73,7 @@ class CuttingProxy:
                     self.cuts += 1
                     _reset(client)
                     return
+                time.sleep(self.pause)
                 client.sendall(reply)
             client.shutdown(socket.SHUT_RDWR)
 

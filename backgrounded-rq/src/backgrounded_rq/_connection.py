@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -10,14 +14,122 @@ from backgrounded.handler import not_reached
 from backgrounded.records import redis_pool
 from redis import Redis, SSLConnection
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ExecAbortError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+_Connection: Any = object
+"""Of redis-py, and of whichever kind the URL asks for: TCP, TLS, a socket in the file system."""
 
 _REFUSALS: Final = (AuthenticationError, AuthorizationError, BusyLoadingError, ExecAbortError)
+
+
+class _Budget:
+    """What is left, in seconds, of the time in which Redis has to answer. What we compute in between does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+        self._since: float | None = None
+
+    def start(self) -> bool:
+        """Whether the clock did not run already: then whoever has started it stops it."""
+        is_first = self._since is None
+        if is_first:
+            self._since = time.monotonic()
+        return is_first
+
+    def stop(self) -> None:
+        self._left, self._since = self._remaining(), None
+
+    def _remaining(self) -> float:
+        return self._left if self._since is None else self._left - (time.monotonic() - self._since)
+
+    @property
+    def remaining(self) -> float:
+        """Raises TimeoutError when nothing is left."""
+        remaining = self._remaining()
+        if remaining <= 0:
+            raise TimeoutError("the time of this hand-over is over")
+        return remaining
+
+
+_budget: Final[ContextVar[_Budget | None]] = ContextVar("backgrounded_rq_budget", default=None)
+
+
+@contextmanager
+def within(seconds: float | None) -> Iterator[None]:
+    """All that connections of `connect` wait for in this block has so many seconds together; or its outer block has."""
+    if _budget.get() is not None or seconds is None:
+        yield
+        return
+    token = _budget.set(_Budget(seconds))
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+class _Punctual(_Connection):  # type: ignore[misc] # no class before the URL is read
+    """A connection whose connecting, handshake, commands and answers share the time of the block that they stand in.
+
+    redis-py by itself gives its timeout to each of them anew.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._patience = float(settings["socket_timeout"])
+        super().__init__(**settings)
+
+    @property
+    def socket_timeout(self) -> float:
+        """What redis-py asks for when it has connected."""
+        budget = _budget.get()
+        return self._patience if budget is None else min(self._patience, budget.remaining)
+
+    @socket_timeout.setter
+    def socket_timeout(self, value: float | None) -> None: ...
+
+    @property
+    def socket_connect_timeout(self) -> float:
+        """What redis-py asks for before it connects, to each address of a host anew."""
+        return self.socket_timeout
+
+    @socket_connect_timeout.setter
+    def socket_connect_timeout(self, value: float | None) -> None: ...
+
+    def connect(self) -> Any:
+        return self._spend(super().connect)
+
+    def send_packed_command(self, *args: Any, **options: Any) -> Any:
+        return self._spend(super().send_packed_command, *args, **options)
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        return self._spend(super().read_response, *args, **options)
+
+    def _spend(self, step: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Take a step that ends when the time is over, and costs what it takes of it."""
+        budget = _budget.get()
+        is_counted = budget is not None and budget.start()
+        try:
+            if self._sock:
+                self._sock.settimeout(self._time_for_a_step())
+            return step(*args, **options)
+        finally:
+            if budget is not None and is_counted:
+                budget.stop()
+
+    def _time_for_a_step(self) -> float:
+        """An answer that is late by now would be taken for that of the next command: without time, we hang up."""
+        try:
+            return self.socket_timeout
+        except TimeoutError as error:
+            self.disconnect()
+            raise RedisTimeoutError(str(error)) from None
 
 
 def connect(url: str, timeout: float) -> Redis:
     """A connection that answers or fails within the timeout, and never sends a write again by itself."""
     try:
-        return Redis(connection_pool=redis_pool(timeout, url))
+        pool = redis_pool(timeout, url)
+        pool.connection_class = type("PunctualConnection", (_Punctual, pool.connection_class), {})
+        return Redis(connection_pool=pool)
     except ValueError as error:
         raise ConfigurationError(f"rq: url: {error}. An example: redis://localhost:6379/0") from None
 

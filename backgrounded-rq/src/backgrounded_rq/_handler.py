@@ -40,7 +40,7 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus, Retry
 from rq.results import Result
 
-from ._connection import check_connection, connect, never_sent, settings_of, url_of
+from ._connection import check_connection, connect, never_sent, settings_of, url_of, within
 from ._ends import DIED, END, read_state
 from ._job import Job, wire_of
 from ._settings import (
@@ -149,6 +149,7 @@ class RQHandler:
             logger.warning(
                 "rq: the connection has no socket_timeout: a call hangs while Redis does not answer. Set it."
             )
+        self._patience = settings_of(self.connection).get("socket_timeout")
         self._serializer = given.serializer if given else check_serializer(serializer)
         self._queue_class = type(given) if given else Queue
         self._queues: dict[str, Queue] = {given.name: given} if given else {}
@@ -162,12 +163,16 @@ class RQHandler:
             check_native(call, call.options.native, self._serializer)
 
     def enqueue(self, call: Call) -> str:
+        with within(self._patience):
+            return self._enqueue(call)
+
+    def _enqueue(self, call: Call) -> str:
         try:
             claim(self.connection, call, self.state)
         except (RedisError, OSError) as error:
             raise EnqueueError(f"RQ could not take {call.name}: {type(error).__name__}: {error}") from error
         try:
-            return self.enqueue_many([call])[0]
+            return self._enqueue_many([call])[0]
         except (EnqueueError, CallError) as error:
             if not getattr(error, "uncertain", False):
                 with suppress(RedisError, OSError):  # nobody may be there; then the key lapses by itself
@@ -180,6 +185,10 @@ class RQHandler:
         Those with words of RQ's own for which it looks before it writes (`depends_on`, `rate_limit`) follow in trips of
         their own. Where one of these fails after something has gone, BatchError says what became of each.
         """
+        with within(self._patience):
+            return self._enqueue_many(calls)
+
+    def _enqueue_many(self, calls: Sequence[Call]) -> list[str]:
         following: dict[str, Callable[[], Any]] = {}
         sending = False
         try:
@@ -207,9 +216,8 @@ class RQHandler:
         for id, hand_over in following.items():
             try:
                 hand_over()
-            except Exception as error:  # also what RQ itself raises between two of its writes
-                unknown = [] if never_sent(error) else [id]
-                raise _not_taken(calls, error, sent=sent, unknown=unknown) from error
+            except Exception as error:  # between which of RQ's trips, and in which of its attempts, nobody knows
+                raise _not_taken(calls, error, sent=sent, unknown=[id]) from error
             sent.append(id)
 
     def _put(self, call: Call, pipeline: Any, following: dict[str, Callable[[], Any]]) -> None:
@@ -239,6 +247,7 @@ class RQHandler:
             # Not `enqueue_call`: RQ 2's begins a transaction for each job, which one pipeline cannot.
             queue.enqueue_many([Queue.prepare_data(function, **words)], pipeline=pipeline)
         else:
+            pipeline.sadd(Queue.redis_queues_keys, queue.key)  # who is not reached with this, is not asked for more
             at_front = words.pop("at_front", False)
             job = queue.create_job(function, **words)  # here: what RQ has against it, it says before anything is sent
             following[call.id] = partial(queue.enqueue_job, job, at_front=at_front)

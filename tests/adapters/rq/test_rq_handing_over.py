@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 import traceback
@@ -307,6 +308,73 @@ def test_a_frozen_server_costs_the_timeout_and_no_more():
                     Item("x").backgrounded.echo()
             finally:
                 server.thaw()
+
+
+@pytest.fixture
+def slow(url):
+    """A proxy to the server, whose answers can be made to come late."""
+    with cutting_proxy(urlsplit(url).port) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize(
+    ("pause", "options"),
+    [(0.8, {}), (0.15, {}), (0.15, {"unique": "slow"}), (0.15, {"native": {"depends_on": "abc"}})],
+)
+def test_a_server_that_is_slow_with_each_answer_costs_the_timeout_and_no_more(slow, tag, pause, options):
+    """Connecting alone takes several answers, and redis-py has a timeout for each."""
+    with backgrounded.using("rq", url=f"redis://127.0.0.1:{slow.port}/1", enqueue_timeout=1):
+        slow.pause = pause
+        for _ in range(2):
+            before = time.monotonic()
+            with contextlib.suppress(EnqueueError, Duplicate):  # the faster one may make it
+                Item("x").backgrounded(queue=tag, **options).echo()
+            assert time.monotonic() - before < 1.5
+
+
+def test_who_asks_has_the_whole_time_for_each_hand_over(slow, redis, tag):
+    """The time of one is not that of the next, nor that of a question."""
+    with backgrounded.using("rq", url=f"redis://127.0.0.1:{slow.port}/0", enqueue_timeout=1):
+        Item("x").backgrounded(queue=tag).echo()
+        slow.pause = 0.6
+        jobs = [Item("x").backgrounded(queue=tag).echo() for _ in range(3)]
+        assert [job.state for job in jobs] == ["queued"] * 3
+    redis.delete(f"rq:queue:{tag}")
+
+
+def test_an_answer_that_came_too_late_is_not_taken_for_the_next(slow, redis, tag):
+    with backgrounded.using("rq", url=f"redis://127.0.0.1:{slow.port}/0", enqueue_timeout=0.5) as handler:
+        Item("x").backgrounded(queue=tag).echo()
+        slow.pause = 0.6
+        with pytest.raises(EnqueueError) as failed:
+            Item("x").backgrounded(queue=tag).echo()
+        assert failed.value.uncertain
+        slow.pause = 0.0
+        time.sleep(0.7)
+        assert Item("x").backgrounded(queue=tag).echo().state == "queued"
+        assert handler.connection.echo("hello") == b"hello"
+    assert redis.llen(f"rq:queue:{tag}") == 3
+    redis.delete(f"rq:queue:{tag}")
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
+def test_each_kind_of_connection_shares_the_time_of_its_hand_over(scheme, tmp_path):
+    with _silence(f"{scheme}://{tmp_path}/redis") as url, backgrounded.using("rq", url=url, enqueue_timeout=0.5):
+        before = time.monotonic()
+        with pytest.raises(EnqueueError):
+            Item("x").backgrounded.echo()
+        assert 0.45 < time.monotonic() - before < 1
+
+
+@contextlib.contextmanager
+def _silence(url: str):
+    """Who listens there takes connections, and says nothing."""
+    place = urlsplit(url)
+    is_unix = place.scheme == "unix"
+    with socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET) as listener:
+        listener.bind(place.path if is_unix else ("127.0.0.1", 0))
+        listener.listen()
+        yield url if is_unix else f"{place.scheme}://127.0.0.1:{listener.getsockname()[1]}/0"
 
 
 # -- unique
