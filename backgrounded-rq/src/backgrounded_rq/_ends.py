@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from backgrounded.handler import State
+from rq import Queue
+
+from ._settings import LONGEST_TTL
 
 END: Final = "backgrounded"
 """The field of the job's hash that says how it ended for us."""
@@ -34,6 +37,12 @@ _ENDS: Final = {
     "finished": {str(end): end for end in (State.EXPIRED, State.CANCELLED, State.DISCARDED, State.ABORTED)},
 }
 """What our mark says about RQ's states."""
+_FORGET: Final = """
+if redis.call('hget', KEYS[1], 'status') ~= 'canceled' or redis.call('exists', KEYS[2]) == 1 then return end
+redis.call('zrem', KEYS[3], ARGV[1])
+redis.call('expire', KEYS[1], ARGV[2])
+redis.call('expire', KEYS[4], ARGV[2])
+"""
 
 
 def read_state(status: Any, end: Any) -> tuple[State, Mapping[str, Any]]:
@@ -50,3 +59,16 @@ def read_state(status: Any, end: Any) -> tuple[State, Mapping[str, Any]]:
 def write_end(job: Any, record: Mapping[str, Any]) -> None:
     """Note on the job's hash how it ended for us."""
     job.connection.hset(job.key, END, json.dumps(record))
+
+
+def forget_cancelled(pipeline: Any, job: Any) -> None:
+    """Let a job that was cancelled be remembered for its `result_ttl`; RQ remembers it for ever.
+
+    It leaves RQ's registry of cancelled jobs at once, which nobody else cleans. A job that others depend on stays as it
+    is: RQ takes a dependency that is gone for one that was met.
+    """
+    if job.result_ttl is None or job.result_ttl < 0:
+        return
+    registry = Queue(job.origin, connection=job.connection).canceled_job_registry
+    keys = [job.key, job.dependents_key, registry.key, job.dependencies_key]
+    pipeline.eval(_FORGET, len(keys), *keys, job.id, min(job.result_ttl, LONGEST_TTL))

@@ -41,7 +41,7 @@ from rq.job import JobStatus, Retry
 from rq.results import Result
 
 from ._connection import check_connection, connect, never_sent, settings_of, url_of, within
-from ._ends import DIED, END, read_state
+from ._ends import DIED, END, forget_cancelled, read_state
 from ._job import Job, wire_of
 from ._settings import (
     PREPARED,
@@ -333,8 +333,11 @@ class RQHandler:
             return False
         with suppress(InvalidJobOperation):  # it is cancelled already
             job.cancel()
-        with suppress(DecodeError):
-            release(self.connection, id, wire_of(job), "done")
+        with self.connection.pipeline() as pipeline:
+            forget_cancelled(pipeline, job)
+            with suppress(DecodeError):
+                release(pipeline, id, wire_of(job), "done")
+            pipeline.execute()
         return True
 
     def _take_back(self, job: Job) -> bool:

@@ -148,6 +148,57 @@ def test_without_a_result_ttl_nothing_is_left(handler, kind, tag, starts):
         job.result(timeout=1)
 
 
+@pytest.mark.parametrize(("given", "stored"), [(None, 86_400), (30, 30), (CENTURY, 36_500 * 86_400)])
+@pytest.mark.parametrize("more", [{}, {"delay": 100}, {"native": {"depends_on": "parent"}}, {"unique": "cancelled"}])
+def test_a_cancelled_job_is_remembered_for_as_long_as_a_result(handler, redis, tag, given, stored, more):
+    redis.hset(RQJob.key_for("parent"), mapping={"status": "started", "data": b""})
+    job = Item(tag).backgrounded(queue=tag, result_ttl=given, **more).echo()
+    assert job.cancel() is True
+    assert job.state == "cancelled"
+    assert stored - 3 <= redis.ttl(RQJob.key_for(job.id)) <= stored
+    assert job.cancel() is False
+    assert not redis.exists(f"rq:canceled:{tag}")
+
+
+@pytest.mark.skipif("rate_limit" not in NATIVE, reason="this RQ has no rate limits")
+def test_a_cancelled_job_with_a_rate_limit_is_forgotten_too(handler, redis, tag):
+    from rq import RateLimit
+
+    for _ in range(2):  # the second one waits for the first
+        job = Item(tag).backgrounded(queue=tag, native={"rate_limit": RateLimit(key=tag[:20], concurrency=1)}).echo()
+    assert job.cancel() is True
+    assert job.state == "cancelled"
+    assert 0 < redis.ttl(RQJob.key_for(job.id)) <= 86_400
+
+
+def test_nothing_is_left_of_two_hundred_cancelled_jobs(handler, redis, tag):
+    jobs = [Item(tag).backgrounded(queue=tag, result_ttl=1).echo() for _ in range(200)]
+    assert all(job.cancel() for job in jobs)
+    eventually(lambda: not redis.exists(*(RQJob.key_for(job.id) for job in jobs)))
+    assert not list(redis.scan_iter(f"rq:*{tag}*", count=1000))
+    assert {job.state for job in jobs} == {"unknown"}
+    ended = Item(tag).backgrounded(queue=tag, result_ttl=0).echo()
+    assert ended.cancel() is True
+    assert ended.state == "unknown", "nothing is remembered of it"
+
+
+@pytest.mark.worker
+def test_what_depends_on_a_cancelled_job_does_not_run_when_that_would_be_forgotten(handler, kind, redis, tag, starts):
+    """RQ takes a dependency that is gone for one that was met."""
+    first = Item(f"{tag}-1").backgrounded(queue="nobody", result_ttl=1).echo()
+    second = Item(f"{tag}-2").backgrounded(queue="nobody").echo()
+    third = Item(f"{tag}-3").backgrounded(queue=kind, native={"depends_on": [first.id, second.id]}).echo()
+    assert first.cancel() is True
+    time.sleep(1.5)
+    redis.lrem("rq:queue:nobody", 0, second.id)
+    redis.rpush(f"rq:queue:{kind}", second.id)
+    second.wait(timeout=60)
+    assert Item(f"{tag}-4").backgrounded(queue=kind).echo(4).result(timeout=60) == 4
+    assert (first.state, third.state) == ("cancelled", "queued")
+    assert not starts(f"{tag}-3")
+    assert third.cancel()
+
+
 @pytest.mark.worker
 @pytest.mark.parametrize(
     ("native", "stored"), [({}, 365 * 86_400), ({"failure_ttl": 600}, 600), ({"failure_ttl": -1}, -1)]
