@@ -13,8 +13,8 @@ import backgrounded
 from backgrounded import BackgroundedError
 
 from ._handler import GRACE, SQLiteHandler
-from ._process import Process
-from ._worker import CANNOT_START, Worker
+from ._process import CANNOT_START, Process, tell
+from ._worker import Worker
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Worker(handler, queues).run()
     except BackgroundedError as error:
         print(f"backgrounded: {error}", file=sys.stderr)
-        return CANNOT_START if parsed.child is not None else 1
+        return 1
     except (sqlite3.Error, OSError) as error:  # the next one may have more luck
         print(f"backgrounded: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -53,10 +53,15 @@ def _show_log() -> None:
 
 
 def _work(handler: SQLiteHandler, queues: Sequence[str], parent: socket.socket) -> int:
+    """Run jobs until there is a reason to end; one that meets the next process as well is told to the parent."""
     parent.set_inheritable(False)
-    backgrounded.load_app()
-    _show_log()  # after the application, which may have said how it wants its log
-    Process(handler, queues, parent).run()
+    try:
+        backgrounded.load_app()
+        _show_log()  # after the application, which may have said how it wants its log
+        Process(handler, queues, parent).run()
+    except BackgroundedError:
+        tell(parent, CANNOT_START)
+        raise
     return 0
 
 

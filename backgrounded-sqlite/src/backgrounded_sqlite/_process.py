@@ -45,6 +45,14 @@ LAST_RESORT: Final = 10.0
 SAY_AGAIN: Final = 10.0
 """Seconds between two lines of the log about a file that cannot be used."""
 STANDARD_ERROR: Final = 2
+CANNOT_START: Final = b"cannot-start"
+"""What a process says to its parent, instead of its number, where another one would do no better."""
+
+
+def tell(parent: socket.socket, word: bytes) -> None:
+    """Say a word to the process that started this one, if it lives."""
+    with contextlib.suppress(OSError):
+        parent.send(word + b"\n")
 
 
 class _Stopped(BaseException):
@@ -85,7 +93,7 @@ class Process:
         """Work until told to stop, until the parent process is no more, or until the file is another one."""
         self._listen()
         watch = Watch(self._store, self.queues)
-        self.parent.send(b"%d\n" % watch.number)
+        tell(self.parent, b"%d" % watch.number)
         end: End | None = None
         try:
             while (not self._told_to_go(within=0) or end is not None) and not watch.is_of_another_file():

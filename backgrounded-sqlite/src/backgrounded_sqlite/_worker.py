@@ -21,15 +21,13 @@ from typing import Any, Final
 
 from ._file import File
 from ._handler import SQLiteHandler
-from ._process import PATIENCE
+from ._process import CANNOT_START, PATIENCE
 from ._store import Store
 
 logger = logging.getLogger("backgrounded")
 
 LAST: Final = 2.0
 """Seconds between the signal that breaks a method off and the one that nothing survives."""
-CANNOT_START: Final = 3
-"""What a process exits with when another one would do no better."""
 SHORT_LIFE: Final = 1.0
 LONGEST_PAUSE: Final = 5.0
 """A process that worked for less than the one is followed by the next one after a pause, of at most the other."""
@@ -37,17 +35,25 @@ LONGEST_PAUSE: Final = 5.0
 
 @dataclass
 class Child:
-    """A process that works: its line, its number, once it has said it, and since when it works."""
+    """A process that works: its line, and what it has said on it. What it exits with may be the word of a job."""
 
     process: subprocess.Popen[bytes]
     line: socket.socket
     number: int | None = None
     since: float = 0.0
+    cannot_start: bool = False
 
     def listen(self) -> None:
-        said = self.line.recv(64)
-        if said.strip().isdigit():
-            self.number, self.since = int(said), time.monotonic()
+        """Take note of what it has said since; never waits."""
+        try:
+            said = self.line.recv(4096, socket.MSG_DONTWAIT)
+        except OSError:
+            return
+        for word in said.split():
+            if word.isdigit():
+                self.number, self.since = int(word), time.monotonic()
+            elif word == CANNOT_START:
+                self.cannot_start = self.number is None
 
     @property
     def died_young(self) -> bool:
@@ -137,8 +143,10 @@ class Worker:
         code = 0
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._children.remove(child)
+            child.listen()
             child.line.close()
-            if child.process.returncode == CANNOT_START:
+            if child.cannot_start:
+                logger.error("process %d cannot start, nor could another one: this worker ends", child.process.pid)
                 code = 1
             elif not self._wishes:
                 self._mourn(child)

@@ -166,6 +166,7 @@ def test_an_application_that_cannot_be_imported_ends_the_worker_and_leaves_the_j
     with workers.unready(handler.worker_command(), more=environment) as process:
         assert process.wait(60) == 1
     assert "BACKGROUNDED_APP=broken_shop" in workers.log
+    assert "cannot start, nor could another one: this worker ends" in workers.log
     assert job.state == "queued"
     assert list(handler.kept()) == []
 
@@ -265,6 +266,22 @@ def test_a_job_that_kills_its_third_worker_is_kept_and_the_others_run(
         [kept] = handler.kept()
         assert (kept.id, kept.code) == (poison.id, "deaths")
         assert "3 workers died" in kept.reason
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_what_a_job_exits_with_is_a_death_and_nothing_else(
+    handler: SQLiteHandler, workers: Workers, item: Item, probe: Probe, oracle: str, code: int
+) -> None:
+    """Whatever the exit codes of our own processes may mean."""
+    with workers(handler) as process:
+        poison = item.backgrounded.exit(code)
+        after = probe.backgrounded.give(1)
+        assert after.result(60) == 1
+        assert poison.wait(60) == "kept"
+        assert len(events(oracle, "exit")) == 3
+        assert process.poll() is None
+        assert workers.log.count(f"ended (exit {code}), another one takes its place") == 3
 
 
 @pytest.mark.worker
