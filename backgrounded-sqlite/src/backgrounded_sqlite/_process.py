@@ -47,12 +47,21 @@ SAY_AGAIN: Final = 10.0
 STANDARD_ERROR: Final = 2
 CANNOT_START: Final = b"cannot-start"
 """What a process says to its parent, instead of its number, where another one would do no better."""
+HAS_CLAIMED: Final = b"has-claimed"
+"""What it says before its first job: if it dies from now on, it may have died of a job."""
 
 
 def tell(parent: socket.socket, word: bytes) -> None:
     """Say a word to the process that started this one, if it lives."""
     with contextlib.suppress(OSError):
         parent.send(word + b"\n")
+
+
+def _has_hung_up(parent: socket.socket) -> bool:
+    try:
+        return not parent.recv(1)
+    except ConnectionResetError:  # it ended before it had read all that it was told
+        return True
 
 
 class _Stopped(BaseException):
@@ -85,6 +94,7 @@ class Process:
         self.breaking_off = False
         self.orphaned = False
         self._in_method = False
+        self._has_told = False
         self._store = Store(File(handler.path, patience=PATIENCE, durable=False))
         self._next_clean = time.monotonic()
         self._next_complaint = 0.0
@@ -99,11 +109,17 @@ class Process:
             while (not self._told_to_go(within=0) or end is not None) and not watch.is_of_another_file():
                 job, end = self._turn(watch, end), None
                 if job is not None:
+                    self._tell_of_claim()
                     end = self._perform(job)
                 elif not self.stopping:
                     self._rest(watch)
         finally:
             watch.leave()
+
+    def _tell_of_claim(self) -> None:
+        if not self._has_told:
+            self._has_told = True
+            tell(self.parent, HAS_CLAIMED)
 
     # -- signals
 
@@ -165,7 +181,7 @@ class Process:
         """Wait so many seconds; whether it is time to go, since the process that started this one ended or said so."""
         if self.orphaned:
             time.sleep(within)
-        elif select.select([self.parent], [], [], within)[0] and not self.parent.recv(1):
+        elif select.select([self.parent], [], [], within)[0] and _has_hung_up(self.parent):
             self.orphaned = self.stopping = True
         return self.stopping
 

@@ -205,15 +205,20 @@ class Store:
         return [owner for (owner,) in found if isinstance(owner, int)]
 
     def give_back(self, dead: Iterable[int]) -> int:
-        """Let the jobs of dead workers run again, and count the deaths. How many jobs these are."""
+        """Let the jobs of dead workers run again, and count the deaths. How many jobs these are.
+
+        One death may be anybody's fault, and the job keeps its place. From the second one on it goes behind those that
+        are due, so that jobs which kill their workers do not keep the others waiting.
+        """
+        moment = time.time()
 
         def work(connection: sqlite3.Connection) -> int:
             count = 0
             for number in dead:
                 count += connection.execute(
-                    "UPDATE jobs SET state = 'queued', owner = NULL, deaths = deaths + 1 "
-                    "WHERE state = 'running' AND owner = ?",
-                    (number,),
+                    "UPDATE jobs SET state = 'queued', owner = NULL, deaths = deaths + 1, "
+                    "due = CASE WHEN deaths > 0 THEN ? ELSE due END WHERE state = 'running' AND owner = ?",
+                    (moment, number),
                 ).rowcount
                 connection.execute("DELETE FROM workers WHERE id = ?", (number,))
             return count

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from ._file import File
 from ._handler import SQLiteHandler
-from ._process import CANNOT_START, PATIENCE
+from ._process import CANNOT_START, HAS_CLAIMED, PATIENCE
 from ._store import Store
 
 logger = logging.getLogger("backgrounded")
@@ -30,7 +30,7 @@ LAST: Final = 2.0
 """Seconds between the signal that breaks a method off and the one that nothing survives."""
 SHORT_LIFE: Final = 1.0
 LONGEST_PAUSE: Final = 5.0
-"""A process that worked for less than the one is followed by the next one after a pause, of at most the other."""
+"""A process that lived for less than the one and had no job is followed after a pause, of at most the other."""
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Child:
     number: int | None = None
     since: float = 0.0
     cannot_start: bool = False
+    has_claimed: bool = False
 
     def listen(self) -> None:
         """Take note of what it has said since; never waits."""
@@ -54,11 +55,13 @@ class Child:
                 self.number, self.since = int(word), time.monotonic()
             elif word == CANNOT_START:
                 self.cannot_start = self.number is None
+            elif word == HAS_CLAIMED:
+                self.has_claimed = True
 
     @property
-    def died_young(self) -> bool:
-        """Before it worked, or soon after: the time that an import takes says nothing."""
-        return self.number is None or time.monotonic() - self.since < SHORT_LIFE
+    def failed_to_start(self) -> bool:
+        """Whether it died before it worked, or soon after, and of no job: how long an import takes says nothing."""
+        return not self.has_claimed and (self.number is None or time.monotonic() - self.since < SHORT_LIFE)
 
 
 class Worker:
@@ -154,7 +157,7 @@ class Worker:
 
     def _mourn(self, child: Child) -> None:
         logger.warning("process %d ended (%s), another one takes its place", child.process.pid, _how(child.process))
-        self._pause = min(max(0.1, self._pause * 2), LONGEST_PAUSE) if child.died_young else 0.0
+        self._pause = min(max(0.1, self._pause * 2), LONGEST_PAUSE) if child.failed_to_start else 0.0
         self._not_before = time.monotonic() + self._pause
 
     # -- the end

@@ -228,6 +228,7 @@ class StoreMachine(RuleBasedStateMachine):
         held = [job for job in self.jobs.values() if job.owner == owner and job.state == "running"]
         assert self.store.give_back([owner]) == len(held)
         for job in held:
+            job.due = self.clock.moment if job.deaths else job.due
             job.state, job.owner, job.deaths = "queued", None, job.deaths + 1
 
     @rule(owner=st.sampled_from(OWNERS))

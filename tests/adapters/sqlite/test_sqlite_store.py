@@ -153,11 +153,27 @@ def test_a_dead_worker_s_jobs_are_given_back_and_nobody_else_s(handler: SQLiteHa
     assert store.owners() == [OTHER]
 
 
-def test_a_job_that_was_given_back_keeps_its_place(store: Store) -> None:
+def test_a_job_that_was_given_back_once_keeps_its_place(store: Store) -> None:
     first, _ = put(store), put(store)
     claim(store, ONE)
     store.give_back([ONE])
     assert claim(store, OTHER).id == first.id
+
+
+def test_a_job_that_was_given_back_twice_goes_behind_those_that_are_due_and_no_further(store: Store) -> None:
+    poison, good, less = put(store), put(store), put(store, priority=1)
+    for _ in range(2):
+        assert claim(store, ONE).id == poison.id
+        store.give_back([ONE])
+    later = put(store)
+    assert [claim(store, OTHER).id for _ in range(4)] == [good.id, poison.id, later.id, less.id]
+
+
+def test_a_job_that_was_handed_back_keeps_its_place_however_often(store: Store) -> None:
+    first, _ = put(store), put(store)
+    for _ in range(3):
+        assert claim(store, ONE).id == first.id
+        store.leave(ONE)
 
 
 def test_a_second_worker_gets_the_next_job_and_a_third_one_none(store: Store) -> None:

@@ -285,6 +285,26 @@ def test_what_a_job_exits_with_is_a_death_and_nothing_else(
 
 
 @pytest.mark.worker
+def test_jobs_that_kill_their_workers_keep_those_behind_them_waiting_for_little(
+    handler: SQLiteHandler, workers: Workers, item: Item, probe: Probe, oracle: str
+) -> None:
+    """Each of them costs two new processes, without a pause; its third one comes after the jobs that are due."""
+    poison = [item.backgrounded.exit(1) for _ in range(7)]
+    good = [probe.backgrounded.note(number) for number in range(5)]
+    started = time.monotonic()
+    with workers(handler):
+        for job in good:
+            assert job.wait(60) == "succeeded"
+        assert time.monotonic() - started < 40, "with a pause of up to five seconds after each death it was 80"
+        for job in poison:
+            assert job.wait(60) == "kept"
+    exits = [event.at for event in events(oracle, "exit")]
+    assert len(exits) == 21
+    assert exits[13] < min(event.at for event in events(oracle, "note"))
+    assert exits[14] > max(event.at for event in events(oracle, "note"))
+
+
+@pytest.mark.worker
 def test_another_worker_takes_over_when_a_whole_worker_dies(
     handler: SQLiteHandler, workers: Workers, probe: Probe, oracle: str, tmp_path: Path
 ) -> None:
