@@ -41,7 +41,8 @@ PATIENCE: Final = 5.0
 SOON: Final = 0.001
 """Seconds until a method is told that was in the middle of a transaction of ours."""
 LAST_RESORT: Final = 10.0
-"""Seconds after its time limit at which a method that no signal reaches, inside of C code, ends with its process."""
+"""Seconds after its time limit at which a method that no signal reaches, inside of C code, ends with its process;
+also after the last signal that did reach it."""
 SAY_AGAIN: Final = 10.0
 """Seconds between two lines of the log about a file that cannot be used."""
 STANDARD_ERROR: Final = 2
@@ -142,7 +143,10 @@ class Process:
         if gate.is_inside:
             signal.setitimer(signal.ITIMER_REAL, SOON, INSIST)
             return
-        raise _HandBack if self.breaking_off else _TooLong
+        if self.breaking_off:
+            raise _HandBack
+        _set_last_resort(LAST_RESORT)
+        raise _TooLong
 
     # -- one job after the other
 
@@ -239,8 +243,12 @@ class Process:
     @staticmethod
     def _set_alarm(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds, INSIST)
-        # It needs no turn of the interpreter, writes where each thread stands, without values, and ends the process.
-        faulthandler.dump_traceback_later(seconds + LAST_RESORT, exit=True, file=STANDARD_ERROR)
+        _set_last_resort(seconds + LAST_RESORT)
+
+
+def _set_last_resort(seconds: float) -> None:
+    # It needs no turn of the interpreter, writes where each thread stands, without values, and ends the process.
+    faulthandler.dump_traceback_later(seconds, exit=True, file=STANDARD_ERROR)
 
 
 def _timed_out(job: Job) -> TimeoutError:

@@ -6,6 +6,7 @@ What happens is written to the oracle, the file at `path`, as the probe writes i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import time
@@ -87,6 +88,18 @@ class Item(Backgrounded):
             except BaseException:
                 record(self.path, "swallowed")
         return "went on"
+
+    def stand_in_c(self) -> None:
+        """Where no signal is looked at, and nobody else gets the interpreter either."""
+        record(self.path, "stand")
+        sum(itertools.repeat(0))
+
+    def swallow_and_stand_in_c(self) -> None:
+        record(self.path, "swallow")
+        try:
+            time.sleep(60)
+        except BaseException:
+            self.stand_in_c()
 
     def die(self, deaths: int, secret: str = "") -> str:
         """Kill the process it runs in, so many times."""
@@ -183,5 +196,14 @@ def _write_deliveries_down(path: str) -> None:
     backgrounded.perform = perform  # type: ignore[assignment]  # what it passes on is the same
 
 
+def _insist_soon() -> None:
+    """Let this process lose its patience with a method within seconds."""
+    from backgrounded_sqlite import _process
+
+    _process.INSIST, _process.LAST_RESORT = 0.5, 1.5  # type: ignore[misc]  # Final, but for this
+
+
 if "SQLITESHOP_DELIVERIES" in os.environ:
     _write_deliveries_down(os.environ["SQLITESHOP_DELIVERIES"])
+if "SQLITESHOP_IMPATIENT" in os.environ:
+    _insist_soon()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from backgrounded import Job, JobFailed, Retry
 from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
 from sqliteshop import Item
-from sqlitetools import row
+from sqlitetools import Workers, row
 
 pytestmark = pytest.mark.worker
 
@@ -56,6 +57,29 @@ def test_a_method_that_swallows_it_once_is_told_again(served: SQLiteHandler, ite
     assert len(events(oracle, "swallowed")) == 1
     assert 7 <= time.monotonic() - called < 30  # at 2 s it was told, and 5 s later again
     assert item.backgrounded.pid().result(60) == process
+
+
+def test_a_method_that_swallows_it_always_is_told_again_and_again_and_its_process_lives_on(
+    handler: SQLiteHandler, workers: Workers, item: Item, oracle: str
+) -> None:
+    """Its process is no way out for what a signal does reach: the job would run again, though it has no retry."""
+    with workers(handler, SQLITESHOP_IMPATIENT="yes"):
+        assert limited(item, 0.2).swallow_everything(4).result(60) == "went on"
+    assert len(events(oracle, "swallow")) == 1
+    assert len(events(oracle, "swallowed")) >= 4
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["never-told", "told-once"])
+def test_a_method_that_no_signal_reaches_ends_with_its_process_which_says_where_it_stood(
+    handler: SQLiteHandler, workers: Workers, item: Item, oracle: str, told: bool
+) -> None:
+    with workers(handler, SQLITESHOP_IMPATIENT="yes"):
+        job = limited(item, 0.2).swallow_and_stand_in_c() if told else limited(item, 0.2).stand_in_c()
+        assert job.wait(60) == "kept"
+        assert "in stand_in_c" in workers.log
+    stood, tried = events(oracle, "stand"), events(oracle, "swallow" if told else "stand")
+    assert (len(stood), len(tried)) == (3, 3)
+    assert all(later.at - before.at > 1.4 for before, later in itertools.pairwise(stood))
 
 
 def test_a_limit_that_is_over_at_once_is_kept_too(served: SQLiteHandler, item: Item) -> None:
