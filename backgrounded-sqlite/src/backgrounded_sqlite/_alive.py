@@ -34,9 +34,7 @@ class Locks:
 
     def __init__(self, queue: Path) -> None:
         self._mine: set[int] = set()
-        path = queue.with_name(queue.name + SUFFIX)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor = os.open(path, flags, queue.stat().st_mode & 0o660)
+        self._descriptor = _opened(queue.with_name(queue.name + SUFFIX), queue.stat().st_mode & 0o660)
 
     def take(self, number: int) -> None:
         """Hold the lock of this number for as long as the process lives."""
@@ -60,3 +58,14 @@ class Locks:
         """Let go of the lock: this worker has left."""
         self._mine.discard(number)
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, number)
+
+
+def _opened(path: Path, mode: int) -> int:
+    """A descriptor of this file. Where it has to be made, it gets this mode, whatever the umask."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        return os.open(path, flags)
+    os.fchmod(descriptor, mode)
+    return descriptor

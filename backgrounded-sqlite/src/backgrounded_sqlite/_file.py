@@ -5,6 +5,7 @@ Each thread has a connection of its own, and none goes on with a file that has b
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
@@ -156,6 +157,7 @@ class File:
                 return step(self._connection())
             except sqlite3.OperationalError as error:
                 if not (is_busy(error) or identity(self.path) is None) or time.monotonic() > end:
+                    _name_what_is_closed_to_us(self.path, error)
                     raise
             gate.leave()
             time.sleep(random.uniform(0.0002, 0.001))
@@ -322,6 +324,15 @@ def _is_locked(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _name_what_is_closed_to_us(path: Path, error: sqlite3.Error) -> None:
+    """Raise PermissionError with the name of the companion that this user may not write to: SQLite names none."""
+    real = path.resolve()
+    for suffix in _SQLITES:
+        beside = real.with_name(real.name + suffix)
+        if beside.exists() and not os.access(beside, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(beside)) from error
 
 
 def _refuse_foreign(path: Path) -> None:

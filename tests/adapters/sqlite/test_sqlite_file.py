@@ -20,6 +20,7 @@ import pytest
 from backgrounded import ConfigurationError, EnqueueError
 from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
+from backgrounded_sqlite._alive import Locks
 from backgrounded_sqlite._connection import Connection
 from backgrounded_sqlite._file import File, _make, is_busy
 from backgrounded_sqlite._store import Store
@@ -75,19 +76,30 @@ def test_a_file_that_everybody_may_write_to_is_refused(handler: SQLiteHandler, p
     assert SQLiteHandler(handler.url).state("0" * 32) == "unknown"
 
 
-def test_a_file_that_is_for_a_group_has_sidecars_for_the_group(handler: SQLiteHandler, probe: Probe) -> None:
+@pytest.mark.parametrize("umask", [0, 0o027, 0o077], ids=oct)
+def test_a_file_that_is_for_a_group_has_sidecars_for_the_group(
+    handler: SQLiteHandler, probe: Probe, umask: int
+) -> None:
     """A queue of two users: they share a group, a directory, and the file."""
-    from backgrounded_sqlite._alive import Locks
-
     handler.path.touch()
     handler.path.chmod(0o660)
-    probe.backgrounded.note()
-    before = os.umask(0)
+    before = os.umask(umask)
     try:
+        probe.backgrounded.note()
         Locks(handler.path)
     finally:
         os.umask(before)
+    assert len(sidecars(handler.path)) == 3
     assert {mode(path) for path in sidecars(handler.path)} == {0o660}
+
+
+def test_the_workers_file_keeps_the_mode_that_somebody_gave_it(handler: SQLiteHandler, probe: Probe) -> None:
+    probe.backgrounded.note()
+    beside = handler.path.with_name("jobs.db-workers")
+    beside.touch()
+    beside.chmod(0o640)
+    Locks(handler.path)
+    assert mode(beside) == 0o640
 
 
 # -- whose it is
@@ -105,7 +117,8 @@ try:
 except backgrounded.ConfigurationError as error:
     print(type(error).__name__, error)
 except backgrounded.EnqueueError as error:
-    print(type(error).__name__, type(error.__cause__).__name__, error.uncertain)
+    cause = error.__cause__
+    print(type(error).__name__, type(cause).__name__, error.uncertain, getattr(cause, "filename", ""))
 """
 
 
@@ -318,9 +331,20 @@ def test_what_may_only_be_read_is_an_error_of_the_hand_over(what: str) -> None:
             path.unlink()
         assert as_nobody(path).split() in (
             ["EnqueueError", "OperationalError", "False"],
-            ["EnqueueError", "PermissionError", "False"],
+            ["EnqueueError", "PermissionError", "False", str(path)],
         )
         Path(folder).chmod(0o777)
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_a_companion_that_is_closed_to_us_is_named(own: Path, suffix: str) -> None:
+    """As one that was there already when somebody opened the file itself to a group."""
+    path, beside = own / "jobs.db", own / f"jobs.db{suffix}"
+    assert as_nobody(path).startswith("took ")
+    beside.touch(0o600)
+    assert as_nobody(path).split() == ["EnqueueError", "PermissionError", "False", str(beside)]
+    beside.chmod(0o444)
+    assert as_nobody(path).split() == ["EnqueueError", "PermissionError", "False", str(beside)]
 
 
 # -- gone, or another one
