@@ -23,7 +23,7 @@ class Gate:
     """Lets threads into SQLite, and a fork only when none of them is inside.
 
     Threads are noted and not counted: one that an exception of a signal tore out between two lines is still inside, and
-    out again after its next visit.
+    out again after its next visit. Each has a connection noted with it, once its transaction comes to its end.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Gate:
     def renew(self) -> None:
         """Begin again, open and with nobody inside, as in a child that has one thread."""
         self._changed = threading.Condition()
-        self._inside: set[int] = set()
+        self._inside: dict[int, Connection | None] = {}
         self._closed = False
 
     def enter(self) -> None:
@@ -44,18 +44,36 @@ class Gate:
         """Enter, unless a fork is about to happen; never waits for one."""
         with self._changed:
             if not self._closed:
-                self._inside.add(threading.get_ident())
+                self._inside[threading.get_ident()] = None
             return not self._closed
 
-    def leave(self) -> None:
+    def leave(self, outer: Connection | None = None) -> None:
+        """Leave; to the visit that this one has interrupted at its end, if it has, with the connection of that."""
         with self._changed:
-            self._inside.discard(threading.get_ident())
+            if outer is None:
+                self._inside.pop(threading.get_ident(), None)
+            else:
+                self._inside[threading.get_ident()] = outer
             self._changed.notify_all()
+
+    def note_end(self, connection: Connection | None) -> None:
+        """The transaction of this thread is about to be committed on this connection; None: it was not."""
+        self._inside[threading.get_ident()] = connection
 
     @property
     def is_inside(self) -> bool:
         """Whether this thread is inside: a transaction may be open, and locks held that everybody waits for."""
         return threading.get_ident() in self._inside
+
+    @property
+    def ending(self) -> Connection | None:
+        return self._inside.get(threading.get_ident())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the transaction of this thread was committed, and all that is left to it is to leave."""
+        ending = self.ending
+        return ending is not None and not (ending.is_open and ending.in_transaction)
 
     def close(self) -> None:
         """Let nobody in, and wait until those inside are out."""

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
@@ -92,6 +93,13 @@ def is_busy(error: sqlite3.Error) -> bool:
     return isinstance(error, sqlite3.OperationalError) and str(error) in ("database is locked", "locking protocol")
 
 
+class Nested(sqlite3.ProgrammingError):
+    """A signal's handler, or a `__del__`, in the middle of another use of a queue by its thread: nothing was done.
+
+    It cannot wait for that use, which goes on only after it, nor have a part in its transaction.
+    """
+
+
 class File:
     """The queue's file: its connections and its transactions.
 
@@ -109,10 +117,11 @@ class File:
 
     def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """The answer to a question of one statement. Raises sqlite3.Error, OSError, ConfigurationError."""
+        outer = self._outer()
         try:
             return self._patiently(question)
         finally:
-            gate.leave()
+            gate.leave(outer)
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """All of the work or nothing: one transaction. Raises sqlite3.Error, OSError, ConfigurationError.
@@ -120,20 +129,28 @@ class File:
         A function and no context manager: an exception that a signal raises, Ctrl-C or a time limit, may strike between
         a block and the manager's `__exit__`, and then nobody would end the transaction.
         """
+        outer = self._outer()
+        self._local.may_have_committed = True  # until it is known
         try:
             connection = self._patiently(_begin)
             value = work(connection)
-            connection.execute("COMMIT")
+            _commit(connection)
             return value
         except BaseException:
             self._roll_back()
             raise
         finally:
-            gate.leave()
+            self._local.may_have_committed = gate.is_over
+            gate.leave(outer)
 
     def close(self) -> None:
         """Close the connection of this thread."""
         self._local.hold = None
+
+    @property
+    def may_have_committed(self) -> bool:
+        """Whether the last transaction of this thread is in the file, or may be, whatever was raised."""
+        return getattr(self._local, "may_have_committed", False)
 
     @property
     def opened(self) -> int:
@@ -141,9 +158,25 @@ class File:
         count: int = getattr(self._local, "opened", 0)
         return count
 
+    def _outer(self) -> Connection | None:
+        """The connection of a use by this thread that this one interrupts at its end; None: it interrupts none.
+
+        Most signals that strike a transaction wait for its COMMIT, as the disk does, and then it is over. Raises Nested
+        where it is not.
+        """
+        if not is_in_use(sys._getframe(2)):
+            return None
+        self._local.may_have_committed = False
+        if not gate.is_over:
+            raise Nested(
+                "a signal handler or a __del__ has interrupted another use of a queue in its thread; nothing was done, "
+                "call again after that"
+            )
+        return gate.ending
+
     # -- inside the gate
 
-    def _patiently(self, step: Callable[[sqlite3.Connection], T]) -> T:
+    def _patiently(self, step: Callable[[Connection], T]) -> T:
         """Do it on the connection of this thread; while others are in the way, try again. Inside the gate afterwards.
 
         Also where the file has been taken away under the connection: the next try is made on a new one.
@@ -177,6 +210,7 @@ class File:
     def _roll_back(self) -> None:
         hold: Hold | None = getattr(self._local, "hold", None)
         if hold is not None and hold.connection.is_open and hold.connection.in_transaction:
+            gate.note_end(None)
             with suppress(sqlite3.Error):  # the first error tells more; a lost connection rolls back by itself
                 hold.connection.execute("ROLLBACK")
 
@@ -244,9 +278,33 @@ class File:
             raise
 
 
-def _begin(connection: sqlite3.Connection) -> sqlite3.Connection:
+def _begin(connection: Connection) -> Connection:
     connection.execute("BEGIN IMMEDIATE")
     return connection
+
+
+def _commit(connection: Connection) -> None:
+    gate.note_end(connection)
+    try:
+        connection.execute("COMMIT")
+    except sqlite3.Error:
+        gate.note_end(None)
+        raise
+
+
+def is_in_use(frame: FrameType | None) -> bool:
+    """Whether the thread of this frame is inside of SQLite, from here or from further below on its stack.
+
+    One that an exception of a signal tore out is not, though the gate may still note it.
+    """
+    while frame is not None and gate.is_inside:
+        if frame.f_code in _USES:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_USES: Final = frozenset({File.read.__code__, File.write.__code__, Hold.__del__.__code__})
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -96,12 +96,18 @@ class SQLiteHandler:
         return self.enqueue_many([call])[0]
 
     def enqueue_many(self, calls: Sequence[Call]) -> list[str]:
-        """One transaction: all of the calls are taken, or none is. One that was taken before is not taken again."""
+        """One transaction: all of the calls are taken, or none is. One that was taken before is not taken again.
+
+        What a signal's handler raises may come when they have been taken: then the error is uncertain.
+        """
         try:
             self._store.put(calls, self.default_queue)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, EnqueueError) as error:
             what = calls[0].name if len(calls) == 1 else f"{len(calls)} jobs"
-            raise EnqueueError(f"{self.path} could not take {what}: {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            if self._store.file.may_have_committed:
+                raise EnqueueError(f"{self.path} took {what}, or may have, before {reason}", uncertain=True) from error
+            raise EnqueueError(f"{self.path} could not take {what}: {reason}") from error
         return [call.id for call in calls]
 
     # -- asking

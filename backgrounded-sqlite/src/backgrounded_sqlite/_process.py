@@ -17,6 +17,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, Final
 
 import backgrounded
@@ -24,8 +25,7 @@ from backgrounded.alarm import INSIST, LONGEST, SHORTEST
 from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_record
 
 from ._alive import Locks
-from ._connection import gate
-from ._file import File, identity
+from ._file import File, identity, is_in_use
 from ._handler import SQLiteHandler
 from ._store import End, Job, Store
 
@@ -132,15 +132,15 @@ class Process:
     def _finish(self, *_: Any) -> None:
         self.stopping = True
 
-    def _break_off(self, *_: Any) -> None:
+    def _break_off(self, number: int, frame: FrameType | None) -> None:
         self.stopping = self.breaking_off = True
-        self._ring()
+        self._ring(number, frame)
 
-    def _ring(self, *_: Any) -> None:
+    def _ring(self, number: int, frame: FrameType | None) -> None:
         """Stop the method; in a moment, if it has called something in the background and stands in a transaction."""
         if not self._in_method:
             return
-        if gate.is_inside:
+        if is_in_use(frame):
             signal.setitimer(signal.ITIMER_REAL, SOON, INSIST)
             return
         if self.breaking_off:
