@@ -103,6 +103,7 @@ class Nested(sqlite3.ProgrammingError):
 class File:
     """The queue's file: its connections and its transactions.
 
+    It is made at the first use. One that says `make=False` raises FileNotFoundError where there is none.
     `patience` is for how many seconds an operation waits for others; `durable` whether a commit is on the disk before
     it returns (it survives the death of any process in either case, this is about power).
     """
@@ -115,15 +116,19 @@ class File:
 
     # -- what others use
 
-    def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+    def make(self) -> None:
+        """Make the file, where there is none, and open it."""
+        self.read(lambda connection: None)
+
+    def read(self, question: Callable[[sqlite3.Connection], T], *, make: bool = True) -> T:
         """The answer to a question of one statement. Raises sqlite3.Error, OSError, ConfigurationError."""
         outer = self._outer()
         try:
-            return self._patiently(question)
+            return self._patiently(question, make)
         finally:
             gate.leave(outer)
 
-    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def write(self, work: Callable[[sqlite3.Connection], T], *, make: bool = True) -> T:
         """All of the work or nothing: one transaction. Raises sqlite3.Error, OSError, ConfigurationError.
 
         A function and no context manager: an exception that a signal raises, Ctrl-C or a time limit, may strike between
@@ -132,7 +137,7 @@ class File:
         outer = self._outer()
         self._local.may_have_committed = True  # until it is known
         try:
-            connection = self._patiently(_begin)
+            connection = self._patiently(_begin, make)
             value = work(connection)
             _commit(connection)
             return value
@@ -176,7 +181,7 @@ class File:
 
     # -- inside the gate
 
-    def _patiently(self, step: Callable[[Connection], T]) -> T:
+    def _patiently(self, step: Callable[[Connection], T], make: bool) -> T:
         """Do it on the connection of this thread; while others are in the way, try again. Inside the gate afterwards.
 
         Also where the file has been taken away under the connection: the next try is made on a new one.
@@ -187,7 +192,7 @@ class File:
         while True:
             gate.enter()
             try:
-                return step(self._connection())
+                return step(self._connection(make))
             except sqlite3.OperationalError as error:
                 if not (is_busy(error) or identity(self.path) is None) or time.monotonic() > end:
                     _name_what_is_closed_to_us(self.path, error)
@@ -195,7 +200,7 @@ class File:
             gate.leave()
             time.sleep(random.uniform(0.0002, 0.001))
 
-    def _connection(self) -> Connection:
+    def _connection(self, make: bool) -> Connection:
         """The connection of this thread; a new one after a fork, and where the file is not the same any more."""
         local = self._local
         hold: Hold | None = getattr(local, "hold", None)
@@ -203,7 +208,7 @@ class File:
             self._roll_back()  # what a signal has left behind
             return hold.connection
         local.hold = None
-        opened = self._open()
+        opened = self._open(make)
         local.hold, local.opened = Hold(opened), self.opened + 1
         return opened
 
@@ -216,11 +221,11 @@ class File:
 
     # -- opening
 
-    def _open(self) -> Connection:
+    def _open(self, make: bool) -> Connection:
         # One at a time: whoever creates the file closes a descriptor of it, and that lets go of all locks that this
         # process holds on it (POSIX). For the same reason an existing file is looked at, never opened, but by SQLite.
         with _opening:
-            path = _checked(self.path)
+            path = _checked(self.path, make)
             self._local.identity = identity(path)
             connection = Connection(path)
             try:
@@ -321,19 +326,21 @@ def identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _checked(path: Path) -> Path:
+def _checked(path: Path, make: bool) -> Path:
     """The file itself, there, and safe to use. Raises ConfigurationError where others could have put it there."""
     if path.is_symlink():
         _refuse_foreign(path)
     real = path.resolve()
     for suffix in _COMPANIONS:
         _refuse_foreign(real.with_name(real.name + suffix))
-    if identity(real) is None:
+    if make and identity(real) is None:
         _make(real)
     try:
         found = real.stat()
-    except FileNotFoundError:  # it has gone in between
-        return _checked(path)
+    except FileNotFoundError:
+        if not make:
+            raise
+        return _checked(path, make)  # it has gone in between
     if not stat.S_ISREG(found.st_mode):
         raise ConfigurationError(f"sqlite: {path} is no file.")
     if found.st_mode & stat.S_IWOTH:

@@ -48,9 +48,10 @@ class SQLiteHandler:
     """Keeps jobs in one SQLite file, which `backgrounded worker` runs in processes on the same machine.
 
     `url` is "sqlite:///jobs.db" (in the current directory, and the default) or "sqlite:////var/lib/jobs.db"; the file
-    is made at the first use, for its owner alone (0600). `queue` is the name of the default queue. `processes` is how
-    many a worker has (by default one for each core, at most four), `grace` how many seconds its running jobs have to
-    finish when it is told to end (25). `enqueue_timeout` bounds how many a call waits for others that write (2).
+    is made by the first call or worker, for its owner alone (0600). `queue` is the name of the default queue.
+    `processes` is how many a worker has (by default one for each core, at most four), `grace` how many seconds its
+    running jobs have to finish when it is told to end (25). `enqueue_timeout` bounds how many a call waits for others
+    that write (2).
 
     Raises ConfigurationError for what cannot work.
     """

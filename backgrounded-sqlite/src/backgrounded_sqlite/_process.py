@@ -261,7 +261,7 @@ class Watch:
     def __init__(self, store: Store, queues: Sequence[str]) -> None:
         self._store = store
         self._path = store.file.path
-        store.version()  # the file is made here, if nobody has called anything yet
+        store.file.make()  # where nobody has called anything yet
         self._identity = identity(self._path)
         self._locks = Locks(self._path)
         self.number = store.enlist(self._locks, os.getpid(), queues)

@@ -36,6 +36,8 @@ FORGOTTEN: Final = 500
 """Rows that one transaction moves at most, so that nobody waits long for it."""
 DEFAULT_PRIORITY: Final = 5
 MOST_ATTEMPTS: Final = 2**31
+NO_FILE: Final = -1
+"""Stands for the version of a file that is not there."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,22 @@ class Store:
                 _free_key(connection, "id = ?", id)
             return bool(done)
 
-        return self.file.write(work)
+        try:
+            return self.file.write(work, make=False)
+        except FileNotFoundError:
+            return False
 
     def look(self, id: str) -> tuple[State, bytes | None]:
         """The state of a job, and what is remembered of its end, as JSON (None: nothing)."""
-        row = self.file.read(
-            lambda connection: connection.execute(
-                "SELECT state, due, forget_at, outcome FROM jobs WHERE id = ?", (id,)
-            ).fetchone()
-        )
+        try:
+            row = self.file.read(
+                lambda connection: connection.execute(
+                    "SELECT state, due, forget_at, outcome FROM jobs WHERE id = ?", (id,)
+                ).fetchone(),
+                make=False,
+            )
+        except FileNotFoundError:
+            return State.UNKNOWN, None
         if row is None or (row[2] is not None and row[2] <= time.time()):
             return State.UNKNOWN, None
         try:
@@ -121,12 +130,17 @@ class Store:
         return state, row[3]
 
     def version(self) -> tuple[int, int]:
-        """What changes when another connection has written something, or when this one is a new one."""
-        number: int = self.file.read(lambda connection: connection.execute("PRAGMA data_version").fetchone()[0])
+        """What changes when another connection has written something, when this one is a new one, or with the file."""
+        try:
+            number: int = self.file.read(
+                lambda connection: connection.execute("PRAGMA data_version").fetchone()[0], make=False
+            )
+        except FileNotFoundError:
+            return self.file.opened, NO_FILE
         return self.file.opened, number
 
     def kept(self) -> Iterator[Kept]:
-        """What was set aside, oldest first."""
+        """What was set aside, oldest first. Raises ConfigurationError where there is no file."""
         last = 0
         while page := self._kept_after(last):
             for seq, id, name, wire, outcome in page:
@@ -135,11 +149,22 @@ class Store:
                 last = seq
 
     def _kept_after(self, seq: int) -> list[Any]:
-        return self.file.read(
-            lambda connection: connection.execute(
-                "SELECT seq, id, name, wire, outcome FROM jobs WHERE state = 'kept' AND seq > ? ORDER BY seq LIMIT 100",
-                (seq,),
-            ).fetchall()
+        try:
+            return self.file.read(
+                lambda connection: connection.execute(
+                    "SELECT seq, id, name, wire, outcome FROM jobs "
+                    "WHERE state = 'kept' AND seq > ? ORDER BY seq LIMIT 100",
+                    (seq,),
+                ).fetchall(),
+                make=False,
+            )
+        except FileNotFoundError as error:
+            raise self._missing() from error
+
+    def _missing(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"sqlite: there is no queue at {self.file.path}: name the one that the application uses. "
+            "It is made by the first call or by a worker."
         )
 
     def replay(self, id: str) -> None:
@@ -155,7 +180,11 @@ class Store:
         self._change_kept("DELETE FROM jobs WHERE id = ? AND state = 'kept'", (id,))
 
     def _change_kept(self, statement: str, values: tuple[Any, ...]) -> None:
-        if self.file.write(lambda connection: connection.execute(statement, values).rowcount) != 1:
+        try:
+            changed = self.file.write(lambda connection: connection.execute(statement, values).rowcount, make=False)
+        except FileNotFoundError as error:
+            raise self._missing() from error
+        if changed != 1:
             raise ConfigurationError(f"No job {values[-1]!r} is kept here.")
 
     def waiting(self) -> dict[str, int]:

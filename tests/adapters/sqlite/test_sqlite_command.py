@@ -102,6 +102,16 @@ def test_a_job_that_was_kept_is_seen_and_replayed_from_a_shell(shop: Path) -> No
         assert says(shop, "kept", "--url", url) == ""
 
 
+@pytest.mark.parametrize("words", ["kept", "replay --all", "forget 4711"])
+def test_the_name_of_a_queue_that_is_not_there_is_an_error_and_no_new_queue(tmp_path: Path, words: str) -> None:
+    done = subprocess.run(
+        command(*words.split(), "--url", "sqlite:///typo.db"), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"there is no queue at {tmp_path}/typo.db" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_demo_shows_two_processes_and_the_result(tmp_path: Path) -> None:
     shown = says(tmp_path, "demo")
     here, there = re.search(r"Called here, in pid (\d+)", shown), re.search(r"Ada did 3 things in pid (\d+)", shown)

@@ -167,13 +167,15 @@ def test_an_unknown_setting_is_refused_with_those_there_are() -> None:
 # -- the handler
 
 
-def test_the_file_is_not_made_before_the_first_use(tmp_path: Path) -> None:
+def test_the_file_is_not_made_before_the_first_call(tmp_path: Path, probe: Probe) -> None:
     handler = backgrounded.configure("sqlite", url=f"sqlite:///{tmp_path}/jobs.db")
     assert isinstance(handler, SQLiteHandler)
     repr(handler)
     handler.worker_command(["a"])
     assert not list(tmp_path.iterdir())
     assert handler.state("0" * 32) == "unknown"
+    assert not list(tmp_path.iterdir())
+    probe.backgrounded.note()
     assert handler.path.exists()
 
 
@@ -189,6 +191,6 @@ def test_a_worker_has_by_default_as_many_processes_as_there_are_cores_and_at_mos
 def test_the_demo_s_file_is_removed_afterwards() -> None:
     with SQLiteHandler.demo() as url:
         handler = SQLiteHandler(url)
-        assert handler.state("0" * 32) == "unknown"
+        handler._store.file.make()
         assert handler.path.exists()
     assert not handler.path.parent.exists()

@@ -241,7 +241,7 @@ def another_marked_database(path: Path) -> None:
 
 def newer_queue(path: Path) -> None:
     handler = SQLiteHandler(f"sqlite:///{path}")
-    handler.state("0" * 32)
+    handler._store.file.make()
     handler._store.file.close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
@@ -323,7 +323,7 @@ def test_what_may_only_be_read_is_an_error_of_the_hand_over(what: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "jobs.db")
         handler = SQLiteHandler(f"sqlite:///{path}")
-        assert handler.state("0" * 32) == "unknown"
+        handler._store.file.make()
         handler._store.file.close()
         Path(folder).chmod(0o555 if what == "directory" else 0o777)
         path.chmod(0o444)
@@ -364,7 +364,7 @@ def remove_it_alone(path: Path) -> None:
 
 def replace_by_another_queue(path: Path) -> None:
     other = SQLiteHandler(f"sqlite:///{path.with_name('other.db')}")
-    other.state("0" * 32)
+    other._store.file.make()
     other._store.file.close()
     for beside in sidecars(path):
         if not beside.name.endswith("-workers"):
@@ -490,7 +490,7 @@ def test_what_fails_since_the_file_has_gone_is_tried_with_the_next_one(handler: 
 
 def test_a_companion_of_the_file_may_go_while_it_is_looked_at(handler: SQLiteHandler) -> None:
     """As the journal does with the last connection of another process."""
-    assert handler.state("0" * 32) == "unknown"
+    handler._store.file.make()
     companion = handler.path.with_name("jobs.db-workers")
     over = threading.Event()
 

@@ -92,7 +92,7 @@ def test_a_call_is_on_the_disk_when_it_returns_and_another_process_sees_it(
 
 def test_a_thousand_calls_are_one_transaction_in_the_order_of_the_calls(handler: SQLiteHandler, probe: Probe) -> None:
     calls = [made(lambda number=number: probe.backgrounded.note(number)) for number in range(1000)]  # type: ignore[misc]  # a default binds it
-    handler.state("0" * 32)
+    handler._store.file.make()
     with contextlib.closing(sqlite3.connect(handler.path)) as observer:
 
         def version() -> int:
@@ -175,9 +175,9 @@ def test_a_locked_file_is_an_error_after_the_timeout_and_not_later(
     tmp_path: Path, probe: Probe, patience: float, warm: bool
 ) -> None:
     handler = SQLiteHandler(f"sqlite:///{tmp_path}/jobs.db", enqueue_timeout=patience)
-    SQLiteHandler(handler.url).state("0" * 32)
+    SQLiteHandler(handler.url)._store.file.make()
     if warm:
-        handler.state("0" * 32)
+        handler._store.file.make()
     with backgrounded.using(handler):
         with locked(handler.path):
             times = []
@@ -208,7 +208,7 @@ def test_a_file_that_is_new_and_locked_is_an_error_after_the_timeout_as_well(tmp
 
 
 def test_a_file_that_is_let_go_in_time_takes_the_call(handler: SQLiteHandler, probe: Probe) -> None:
-    handler.state("0" * 32)
+    handler._store.file.make()
     with locked(handler.path) as other:
         timer = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
         timer.start()
@@ -230,7 +230,7 @@ def test_readers_are_not_kept_waiting_by_a_writer(handler: SQLiteHandler, probe:
 
 def test_an_error_quotes_no_argument(handler: SQLiteHandler, probe: Probe, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(0)
-    handler.state("0" * 32)
+    handler._store.file.make()
     query(handler.path, "CREATE TRIGGER full BEFORE INSERT ON jobs BEGIN SELECT raise(ABORT, 'full'); END")
     with pytest.raises(EnqueueError) as error:
         probe.backgrounded.note("canary-4711")
@@ -388,7 +388,7 @@ stop = threading.Event()
 def open_queues():
     while not stop.is_set():
         handler = SQLiteHandler(sys.argv[2])
-        handler.state("0" * 32)
+        handler._store.file.make()
         handler._store.file.close()
 
 threads = [threading.Thread(target=open_queues, daemon=True) for _ in range(3)]
@@ -413,7 +413,7 @@ print(*ends)
 def test_a_fork_while_another_thread_opens_a_queue_does_not_hang_the_child(
     handler: SQLiteHandler, tmp_path: Path
 ) -> None:
-    handler.state("0" * 32)
+    handler._store.file.make()
     ends = elsewhere(FORK_WHILE_OPENING, handler.url, f"sqlite:///{tmp_path}/other.db").split()
     assert ends == ["0"] * 40
     assert query(handler.path, "SELECT count(*) FROM jobs") == [(40,)]
@@ -425,7 +425,7 @@ def test_a_connection_that_is_given_up_when_a_fork_is_about_to_happen_is_left_to
     has_opened, is_closed = threading.Event(), threading.Event()
 
     def give_up() -> None:
-        handler.state("0" * 32)
+        handler._store.file.make()
         has_opened.set()
         is_closed.wait(60)
         handler._store.file.close()

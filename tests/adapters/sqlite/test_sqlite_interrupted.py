@@ -348,7 +348,7 @@ def test_a_handler_that_calls_and_does_not_mind_the_refusal_fails_the_call_that_
 def test_a_method_s_time_limit_waits_for_a_transaction_and_not_for_one_that_was_torn_out(
     handler: SQLiteHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler.state("0" * 32)
+    handler._store.file.make()
     ours, theirs = socket.socketpair()
     with ours, theirs, contextlib.closing(handler._store.file):
         process = _process.Process(handler, ["default"], theirs)

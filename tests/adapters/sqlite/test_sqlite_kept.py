@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,32 @@ def test_what_is_not_kept_can_neither_be_replayed_nor_forgotten(
         with pytest.raises(ConfigurationError, match=f"No job '{id}' is kept here"):
             change(id)
     assert query(handler.path, "SELECT state FROM jobs") == ([(state,)] if state else [])
+
+
+@pytest.mark.parametrize("folder", [".", "missing"])
+def test_looking_after_what_was_kept_where_there_is_no_file_says_so_and_makes_none(tmp_path: Path, folder: str) -> None:
+    handler = SQLiteHandler(f"sqlite:///{tmp_path}/{folder}/typo.db")
+    uses: list[Callable[[], object]] = [
+        lambda: list(handler.kept()),
+        lambda: handler.replay("0" * 32),
+        lambda: handler.forget("0" * 32),
+    ]
+    for use in uses:
+        with pytest.raises(ConfigurationError, match=r"there is no queue at .*typo\.db: name the one that"):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_queue_that_is_removed_while_what_was_kept_is_listed_is_not_made_anew(
+    handler: SQLiteHandler, probe: Probe
+) -> None:
+    ids = [keep(handler, probe, str(number)) for number in range(101)]
+    listing = handler.kept()
+    assert next(listing).id == ids[0]
+    handler.path.unlink()
+    with pytest.raises(ConfigurationError, match="there is no queue"):
+        list(listing)
+    assert not handler.path.exists()
 
 
 def test_what_is_kept_is_not_cancelled(handler: SQLiteHandler, probe: Probe) -> None:

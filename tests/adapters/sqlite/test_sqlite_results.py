@@ -261,7 +261,8 @@ def test_a_state_that_nobody_knows_is_unknown(handler: SQLiteHandler, probe: Pro
 
 
 def test_asking_where_the_file_cannot_be_used_is_bounded(tmp_path: Path) -> None:
-    handler = SQLiteHandler(f"sqlite:///{tmp_path}/missing/jobs.db")
+    (tmp_path / "file").touch()
+    handler = SQLiteHandler(f"sqlite:///{tmp_path}/file/jobs.db")
     started = time.monotonic()
     for ask in (
         lambda: handler.state("0" * 32),
@@ -271,3 +272,24 @@ def test_asking_where_the_file_cannot_be_used_is_bounded(tmp_path: Path) -> None
         with pytest.raises((OSError, sqlite3.Error, BackgroundedError)):
             ask()
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("folder", [".", "missing"])
+def test_where_there_is_no_file_no_job_is_known_and_none_is_made_by_asking(tmp_path: Path, folder: str) -> None:
+    handler = SQLiteHandler(f"sqlite:///{tmp_path}/{folder}/jobs.db")
+    assert handler.state("0" * 32) == "unknown"
+    assert handler.cancel("0" * 32) is False
+    for timeout in (0, 60, None):
+        with pytest.raises(NoResult, match="Nothing is known"):
+            handler.result("0" * 32, timeout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_for_a_result_hears_that_the_file_has_gone(handler: SQLiteHandler, probe: Probe) -> None:
+    job = probe.backgrounded.note()
+    timer = threading.Timer(0.2, handler.path.unlink)
+    timer.start()
+    with pytest.raises(NoResult, match="Nothing is known"):
+        job.result(60)
+    timer.join()
+    assert not handler.path.exists()

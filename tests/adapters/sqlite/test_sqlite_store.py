@@ -223,7 +223,7 @@ def test_a_worker_that_rests_learns_that_the_file_is_another_one(
     while watch.has_news():
         watch.look_ahead()
     other = SQLiteHandler(f"sqlite:///{tmp_path}/other.db")
-    other.state("0" * 32)
+    other._store.file.make()
     for _ in range(calls):
         put(other._store)
     other._store.file.close()
