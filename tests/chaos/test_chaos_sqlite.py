@@ -42,7 +42,7 @@ def freeze(connection):
 File(path_of(sys.argv[1]), patience=2, durable=True).write(freeze)
 """
 INTERRUPT = """
-import random, signal, sqlite3, sys, time
+import contextvars, random, signal, sqlite3, sys, threading
 import backgrounded
 from backgrounded_sqlite._file import path_of
 from jobs import work
@@ -66,6 +66,12 @@ for number in range(int(sys.argv[3])):
     except Interrupt:
         other.execute("BEGIN IMMEDIATE")  # "database is locked", if the interrupted call still holds it
         other.execute("COMMIT")
+signal.setitimer(signal.ITIMER_REAL, 0)
+call = backgrounded.later(work, queue="nobody")
+thread = threading.Thread(target=contextvars.copy_context().run, args=(call, "-"), daemon=True)
+thread.start()
+thread.join(20)
+assert not thread.is_alive(), "the interrupted thread holds what another one needs"
 """
 LATEST = 2.5
 """Seconds after which a call has failed or returned: the default of two, and something for the machine."""

@@ -24,6 +24,7 @@ class Gate:
 
     Threads are noted and not counted: one that an exception of a signal tore out between two lines is still inside, and
     out again after its next visit. Each has a connection noted with it, once its transaction comes to its end.
+    It is the lock itself that is entered: what strikes in a condition's `__enter__`, which is Python, leaves it locked.
     """
 
     def __init__(self) -> None:
@@ -31,25 +32,26 @@ class Gate:
 
     def renew(self) -> None:
         """Begin again, open and with nobody inside, as in a child that has one thread."""
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._inside: dict[int, Connection | None] = {}
         self._closed = False
 
     def enter(self) -> None:
         while not self.try_to_enter():
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: not self._closed)
 
     def try_to_enter(self) -> bool:
         """Enter, unless a fork is about to happen; never waits for one."""
-        with self._changed:
+        with self._lock:
             if not self._closed:
                 self._inside[threading.get_ident()] = None
             return not self._closed
 
     def leave(self, outer: Connection | None = None) -> None:
         """Leave; to the visit that this one has interrupted at its end, if it has, with the connection of that."""
-        with self._changed:
+        with self._lock:
             if outer is None:
                 self._inside.pop(threading.get_ident(), None)
             else:
@@ -77,14 +79,14 @@ class Gate:
 
     def close(self) -> None:
         """Let nobody in, and wait until those inside are out."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             end = time.monotonic() + LONGEST_WAIT
             while self._inside and time.monotonic() < end:
                 self._changed.wait(0.1)
 
     def open(self) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = False
             self._changed.notify_all()
 

@@ -170,17 +170,22 @@ class Worker:
         self._signal(signal.SIGINT)
         self._gone(waker, LAST)
         for child in self._children:
+            child.process.send_signal(signal.SIGSTOP)  # it keeps its lock: nobody else takes it for dead yet
+            is_back = child.number is None or self._hand_back(child.number)
             child.process.kill()
             child.process.wait()
-            if child.number is not None:
-                self._hand_back(child.number)
+            if child.number is not None and not is_back and not self._hand_back(child.number):
+                logger.error("a job was not handed back, and will run again after a death")
         self._store.file.close()
 
-    def _hand_back(self, number: int) -> None:
+    def _hand_back(self, number: int) -> bool:
+        """Hand back what a process was running. False: it could not be, as where it was frozen while it wrote."""
         try:
             self._store.leave(number)
         except (sqlite3.Error, OSError) as error:
-            logger.error("a job was not handed back, and will run again after a death: %s", error)
+            logger.warning("a job was not handed back: %s", error)
+            return False
+        return True
 
     def _signal(self, number: signal.Signals) -> None:
         for child in self._children:

@@ -243,6 +243,12 @@ sent, failed = [], []
 def call_as_well(*_):
     with contextlib.suppress(EnqueueError):
         sent.append(probe.backgrounded(queue="inner", unique=str(time.monotonic())).note().id)
+    ring()
+
+def ring():
+    # Once: no handler is to interrupt itself, however slow the machine is.
+    if time.monotonic() < end:
+        signal.setitimer(signal.ITIMER_REAL, 0.0037)
 
 def call(number):
     if number % 3 == 0:
@@ -255,8 +261,8 @@ def call(number):
     return jobs
 
 signal.signal(signal.SIGALRM, call_as_well)
-signal.setitimer(signal.ITIMER_REAL, 0.0037, 0.0037)
 done, number, end = [], 0, time.monotonic() + 3
+ring()
 while time.monotonic() < end:
     number += 1
     try:

@@ -501,6 +501,21 @@ def test_a_method_that_cannot_be_broken_off_is_killed_and_handed_back(
 
 
 @pytest.mark.worker
+def test_a_process_that_is_killed_at_the_end_of_the_grace_counts_no_death_for_those_who_watch(
+    handler: SQLiteHandler, workers: Workers, item: Item, oracle: str
+) -> None:
+    """Another worker looks fifty times a second who is dead."""
+    with workers(handler, options=["--grace", "0.1"]) as process:
+        job = item.backgrounded.swallow_everything(60)
+        eventually(lambda: events(oracle, "swallow"))
+        with workers(handler, "default", "other", options=["--grace", "0"]):
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            eventually(lambda: len(events(oracle, "swallow")) == 2)
+            assert row(handler, job.id)["deaths"] == 0
+
+
+@pytest.mark.worker
 def test_a_broken_off_coroutine_is_handed_back_too(
     handler: SQLiteHandler, workers: Workers, item: Item, oracle: str
 ) -> None:
