@@ -33,6 +33,7 @@ _STATES: Final = {
     "canceled": State.CANCELLED,
 }
 _ENDS: Final = {
+    "queued": {str(State.CANCELLED): State.CANCELLED},  # by RQ's scheduler, that was about to when it was cancelled
     "failed": {"failed": State.FAILED},
     "finished": {str(end): end for end in (State.EXPIRED, State.CANCELLED, State.DISCARDED, State.ABORTED)},
 }
@@ -43,6 +44,18 @@ redis.call('zrem', KEYS[3], ARGV[1])
 redis.call('expire', KEYS[1], ARGV[2])
 redis.call('expire', KEYS[4], ARGV[2])
 """
+
+
+_TAKE_BACK: Final = """
+local taken = redis.call('lrem', KEYS[1], 0, ARGV[1])
+taken = taken + redis.call('zrem', KEYS[2], ARGV[1]) + redis.call('zrem', KEYS[3], ARGV[1])
+if taken > 0 or redis.call('hget', KEYS[4], 'status') == 'rate_limited' then
+    redis.call('hset', KEYS[4], ARGV[2], ARGV[3])
+    return 1
+end
+return 0
+"""
+_CANCELLED: Final = json.dumps({"end": str(State.CANCELLED)})
 
 
 def read_state(status: Any, end: Any) -> tuple[State, Mapping[str, Any]]:
@@ -59,6 +72,28 @@ def read_state(status: Any, end: Any) -> tuple[State, Mapping[str, Any]]:
 def write_end(job: Any, record: Mapping[str, Any]) -> None:
     """Note on the job's hash how it ended for us."""
     job.connection.hset(job.key, END, json.dumps(record))
+
+
+def take_back(job: Any) -> bool:
+    """Whether the job was waiting and now is not: whoever takes it out, worker or we, has it.
+
+    It is marked in the same step: RQ's scheduler reads what is due, and puts that into the queue afterwards, whatever
+    has become of it.
+    """
+    queue = Queue(job.origin, connection=job.connection)
+    keys = [queue.key, queue.scheduled_job_registry.key, queue.deferred_job_registry.key, job.key]
+    return bool(job.connection.eval(_TAKE_BACK, len(keys), *keys, job.id, END, _CANCELLED))
+
+
+def take_mark(job: Any) -> bool:
+    """Take the mark of a run before off, which RQ's own `rq requeue` leaves. True: the job was cancelled, and stays."""
+    with job.connection.pipeline() as pipeline:
+        pipeline.hget(job.key, END)
+        pipeline.hdel(job.key, END)
+        was_cancelled = read_state(b"finished", pipeline.execute()[0])[0] is State.CANCELLED
+    if was_cancelled:
+        write_end(job, {"end": str(State.CANCELLED)})
+    return was_cancelled
 
 
 def forget_cancelled(pipeline: Any, job: Any) -> None:

@@ -41,7 +41,7 @@ from rq.job import JobStatus, Retry
 from rq.results import Result
 
 from ._connection import check_connection, connect, never_sent, settings_of, url_of, within
-from ._ends import DIED, END, forget_cancelled, read_state
+from ._ends import DIED, END, forget_cancelled, read_state, take_back
 from ._job import Job, wire_of
 from ._settings import (
     PREPARED,
@@ -329,7 +329,7 @@ class RQHandler:
             job = Job.fetch(id, connection=self.connection, serializer=self._serializer)
         except NoSuchJobError:
             return False
-        if not self._take_back(job):
+        if not take_back(job):
             return False
         with suppress(InvalidJobOperation):  # it is cancelled already
             job.cancel()
@@ -339,15 +339,6 @@ class RQHandler:
                 release(pipeline, id, wire_of(job), "done")
             pipeline.execute()
         return True
-
-    def _take_back(self, job: Job) -> bool:
-        """Whether the job was waiting and now is not: whoever takes it out, worker or we, has it."""
-        queue = Queue(job.origin, connection=self.connection)
-        with self.connection.pipeline() as pipeline:
-            pipeline.lrem(queue.key, 0, job.id)
-            pipeline.zrem(queue.scheduled_job_registry.key, job.id)
-            pipeline.zrem(queue.deferred_job_registry.key, job.id)
-            return any(pipeline.execute()) or job.get_status(refresh=False).value == "rate_limited"
 
     # -- what was set aside
 

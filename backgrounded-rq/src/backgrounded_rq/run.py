@@ -24,7 +24,7 @@ from rq.job import Job as RQJob
 from rq.job import Retry
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
-from ._ends import END, write_end
+from ._ends import take_mark, write_end
 from ._handler import DEATHS, FAILURE_TTL, RQHandler
 from ._settings import RETRY_COUNTS_WAITS
 from ._unique import release
@@ -47,7 +47,8 @@ def perform(wire: Any, handler: str = "default", failure_ttl: int = FAILURE_TTL)
     # RQ logs the arguments of a job that failed as `extra` (Worker.handle_exception). `_data`, which is what RQ saves,
     # stays as it came; the public setter of `args` would throw it away.
     job._args, job._kwargs = ("(not shown)",), {}
-    job.connection.hdel(job.key, END)  # of a run before, which RQ's own `rq requeue` leaves
+    if take_mark(job):
+        return None
     release(job.connection, job.id, wire, "start")
     delivery = _delivery(job, handler)
     try:

@@ -14,6 +14,7 @@ from redis import Redis
 from rq import Queue
 from rq.job import Dependency
 from rq.job import Job as RQJob
+from rq.scheduler import RQScheduler
 from rqshop.jobs import Item, add
 
 from waiting import eventually
@@ -118,6 +119,33 @@ def test_a_job_that_expires_while_it_is_scheduled_does_not_run(handler, kind, re
     redis.zrem("rq:scheduled:nobody", job.id)
     redis.rpush(f"rq:queue:{kind}", job.id)
     assert job.wait(timeout=60) == "expired"
+    assert not starts(tag)
+
+
+@pytest.mark.worker
+def test_a_job_that_is_cancelled_while_rq_puts_it_into_its_queue_does_not_run(
+    handler, kind, redis, tag, starts, monkeypatch
+):
+    """RQ's scheduler reads what is due, and enqueues it whatever has become of it."""
+    job = Item(tag).backgrounded(queue=tag, delay=600).echo()
+    redis.zadd(f"rq:scheduled:{tag}", {job.id: 1})
+    cancelled, fetch = [], RQJob.fetch_many
+
+    def fetch_and_cancel(ids, **words):
+        found = fetch(ids, **words)
+        cancelled.append(job.cancel())
+        return found
+
+    monkeypatch.setattr(RQJob, "fetch_many", fetch_and_cancel)
+    scheduler = RQScheduler([tag], connection=redis)
+    scheduler.acquire_locks()
+    scheduler.enqueue_scheduled_jobs()
+    scheduler.release_locks()
+    assert cancelled == [True]
+    assert job.state == "cancelled"
+    assert redis.rpoplpush(f"rq:queue:{tag}", f"rq:queue:{kind}") == job.id.encode()
+    assert Item(f"{tag}-after").backgrounded(queue=kind).echo(1).result(timeout=60) == 1
+    assert job.state == "cancelled"
     assert not starts(tag)
 
 
