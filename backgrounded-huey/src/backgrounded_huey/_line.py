@@ -7,9 +7,11 @@ method it runs is said by its words; from them the task takes the name that Huey
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -125,15 +127,29 @@ class Line:
         self.huey.signal(*_ENDS)(self._note_end)
         return registered.task_class
 
-    def _note_end(self, signal: str, task: Any, *_: Any) -> None:
-        if isinstance(task, self._task) and not self.ledger.look(task.id)[0].ended:
-            self.ledger.end(task.id, task.kwargs.get("attempt", 1), _ENDS[signal])
+    def _note_end(self, word: str, task: Any, *_: Any) -> None:
+        with _unbroken():
+            if isinstance(task, self._task) and not self.ledger.look(task.id)[0].ended:
+                self.ledger.end(task.id, task.kwargs.get("attempt", 1), _ENDS[word])
 
     def _handler(self) -> Handler:
         """A handler for nested calls, where this worker has configured none: the same Huey."""
         from ._handler import HueyHandler  # here, not above: it imports this module
 
         return HueyHandler(huey=self.huey)
+
+
+@contextmanager
+def _unbroken() -> Iterator[None]:
+    """A stretch in which no signal strikes: Huey 3.4 tells its workers to end twice, within a second."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _LINE: Final = "_backgrounded_line"
