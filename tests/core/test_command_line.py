@@ -72,6 +72,18 @@ def test_all_kept_jobs_are_forgotten_when_asked_for(handler: MemoryHandler) -> N
     assert not handler.calls
 
 
+@pytest.mark.parametrize(("command", "said"), [("replay", "runs again"), ("forget", "is dropped")])
+def test_what_somebody_else_has_replayed_meanwhile_does_not_stop_the_others(
+    handler: Any, capsys: pytest.CaptureFixture[str], command: str, said: str
+) -> None:
+    """The ids are asked of the handler, by a method of its own where it has one."""
+    first, second = [job.id for job in handler.kept()]
+    handler.kept_ids = lambda: iter(["somebody-else-s", second])
+    assert main([command, "--all"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["somebody-else-s is not kept any more", f"{second} {said}"]
+    assert [job.id for job in handler.kept()] == [first]
+
+
 @pytest.mark.parametrize("command", ["replay", "forget"])
 @pytest.mark.parametrize("arguments", [[], ["--all", "an-id"]], ids=["nothing", "both"])
 def test_jobs_are_named_by_id_or_all_are_meant_but_nothing_is_guessed(
@@ -185,6 +197,17 @@ def test_an_engine_that_cannot_be_asked_is_a_gap(capsys: pytest.CaptureFixture[s
     with backgrounded.using(Unreachable()):
         assert main(["doctor"]) == 1
     assert "GAP: The engine cannot be asked: ConnectionRefusedError: nobody is there" in capsys.readouterr().out
+
+
+def test_a_queue_that_is_not_there_yet_is_no_gap(capsys: pytest.CaptureFixture[str]) -> None:
+    def nothing() -> Any:
+        raise backgrounded.ConfigurationError("There is no queue yet.")
+
+    handler: Any = MemoryHandler()
+    handler.kept = nothing
+    with backgrounded.using(handler):
+        assert main(["doctor"]) == 0
+    assert "advice: There is no queue yet." in capsys.readouterr().out
 
 
 def test_the_doctor_counts_what_was_set_aside(handler: MemoryHandler, capsys: pytest.CaptureFixture[str]) -> None:

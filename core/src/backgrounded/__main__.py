@@ -15,7 +15,7 @@ from typing import Any, Final
 from ._configuration import DEFAULT, HANDLERS, Configuration, configuration_of, entry_points, load_handler, runtime
 from ._runtime import load_app
 from .errors import BackgroundedError, ConfigurationError
-from .handler import OPTION_FEATURES, Feature
+from .handler import OPTION_FEATURES, Feature, kept_ids
 
 INTERRUPTED: Final = 130
 """What a shell expects of a command that Ctrl-C has ended."""
@@ -149,16 +149,24 @@ def _kept(parsed: argparse.Namespace) -> None:
 
 def _replay(parsed: argparse.Namespace) -> None:
     with _asked(parsed) as handler:
-        for id in _ids_of(parsed, handler):
-            handler.replay(id)
-            print(f"{id} runs again")
+        _decide(parsed, handler, handler.replay, "runs again")
 
 
 def _forget(parsed: argparse.Namespace) -> None:
     with _asked(parsed) as handler:
-        for id in _ids_of(parsed, handler):
-            handler.forget(id)
-            print(f"{id} is dropped")
+        _decide(parsed, handler, handler.forget, "is dropped")
+
+
+def _decide(parsed: argparse.Namespace, handler: Any, decide: Callable[[str], None], said: str) -> None:
+    for id in _ids_of(parsed, handler):
+        try:
+            decide(id)
+        except ConfigurationError:
+            if not parsed.all:
+                raise
+            print(f"{id} is not kept any more")  # somebody else was quicker
+        else:
+            print(f"{id} {said}")
 
 
 @contextlib.contextmanager
@@ -176,7 +184,7 @@ def _asked(parsed: argparse.Namespace) -> Iterator[Any]:
 def _ids_of(parsed: argparse.Namespace, handler: Any) -> list[str]:
     if bool(parsed.ids) is parsed.all:
         raise ConfigurationError("Name the jobs by their ids, as `backgrounded kept` lists them, or say --all.")
-    return [job.id for job in handler.kept()] if parsed.all else list(parsed.ids)
+    return list(kept_ids(handler)) if parsed.all else list(parsed.ids)
 
 
 def _features_of(handler: Any) -> Iterable[str]:

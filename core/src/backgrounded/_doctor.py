@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ._configuration import Configuration
-from .handler import Feature, Finding, Guarantees
+from .errors import ConfigurationError
+from .handler import Feature, Finding, Guarantees, kept_ids
 
 
 def doctor(configuration: Configuration, *, as_json: bool) -> int:
@@ -31,16 +32,25 @@ def _examine(handler: Any) -> Iterator[Finding]:
     """What the handler itself finds, and what every engine has. Whatever is raised says that nobody can be asked."""
     try:
         yield from getattr(handler, "examine", tuple)()
-        if Feature.KEPT in handler.features and (count := sum(1 for _ in handler.kept())):
-            yield Finding(
-                f"Jobs that were set aside: {count}.", "backgrounded kept, then backgrounded replay or forget"
-            )
+        yield from _examine_kept(handler)
     except Exception as error:
         yield Finding(
             f"The engine cannot be asked: {type(error).__name__}: {error}",
             "look whether it runs, and whether the URL is the right one",
             gap=True,
         )
+
+
+def _examine_kept(handler: Any) -> Iterator[Finding]:
+    if Feature.KEPT not in handler.features:
+        return
+    try:
+        count = sum(1 for _ in kept_ids(handler))
+    except ConfigurationError as error:  # there is nothing yet that could be asked
+        yield Finding(str(error), "look whether the URL is the right one")
+        return
+    if count:
+        yield Finding(f"Jobs that were set aside: {count}.", "backgrounded kept, then backgrounded replay or forget")
 
 
 def _told(kind: str, guarantees: Guarantees, findings: Iterable[Finding]) -> Iterator[str]:

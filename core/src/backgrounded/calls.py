@@ -28,7 +28,7 @@ DEFAULT_PRIORITY: Final = 5
 LONGEST_WAIT: Final = 7 * 86400.0
 """No wait between two runs is longer than this, in seconds: exponential backoff ends somewhere."""
 
-LONGEST: Final = 100 * 365 * 86400.0
+LONGEST: Final = 36_525 * 86400.0
 """No number of seconds in an option is greater: what is meant to be "for ever" overflows somewhere on each engine."""
 
 _DOTTED: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")

@@ -213,6 +213,12 @@ class Kept:
     code: str = PerformError.code
 
 
+def kept_ids(handler: Any) -> Iterable[str]:
+    """The ids of the jobs that a handler has set aside, by its own `kept_ids` where it has one."""
+    own = getattr(handler, "kept_ids", None)
+    return (job.id for job in handler.kept()) if own is None else own()
+
+
 class KeptQueue:
     """The jobs that were set aside in a queue of a broker that shows nothing: to look, all is taken out and put back.
 
@@ -272,6 +278,7 @@ class Handler(Protocol):
         result(id, timeout) -> tree                  RESULTS; raises JobFailed, ResultTimeout, NoResult
         cancel(id) -> bool                           CANCEL
         kept() -> Iterable[Kept], replay(id), forget(id)     KEPT
+        kept_ids() -> Iterable[str]                          KEPT, where the payloads are much to read
         check(call) -> None                          refuse a call before it is sent, beyond its features
         worker_command(queues) -> list[str]          WORKER
         examine() -> Iterable[Finding]               any: ask the live engine, for `backgrounded doctor`
