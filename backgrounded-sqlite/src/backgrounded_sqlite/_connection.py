@@ -24,7 +24,6 @@ class Gate:
 
     Threads are noted and not counted: one that an exception of a signal tore out between two lines is still inside, and
     out again after its next visit. Each has a connection noted with it, once its transaction comes to its end.
-    It is the lock itself that is entered: what strikes in a condition's `__enter__`, which is Python, leaves it locked.
     """
 
     def __init__(self) -> None:
@@ -32,7 +31,7 @@ class Gate:
 
     def renew(self) -> None:
         """Begin again, open and with nobody inside, as in a child that has one thread."""
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # let go of in C: an exception of a signal does not strike before that
         self._changed = threading.Condition(self._lock)
         self._inside: dict[int, Connection | None] = {}
         self._closed = False

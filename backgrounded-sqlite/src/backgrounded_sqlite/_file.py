@@ -225,20 +225,23 @@ class File:
         # One at a time: whoever creates the file closes a descriptor of it, and that lets go of all locks that this
         # process holds on it (POSIX). For the same reason an existing file is looked at, never opened, but by SQLite.
         with _opening:
-            path = _checked(self.path, make)
-            self._local.identity = identity(path)
-            connection = Connection(path)
-            try:
-                self._prepare(connection)
-            except sqlite3.DatabaseError as error:
-                connection.close()
-                if "not a database" in str(error) or "malformed" in str(error):
-                    raise ConfigurationError(f"sqlite: {self.path} is no SQLite file ({error}).") from error
-                raise
-            except BaseException:
-                connection.close()
-                raise
-            return connection
+            return self._open_alone(make)
+
+    def _open_alone(self, make: bool) -> Connection:
+        path = _checked(self.path, make)
+        self._local.identity = identity(path)
+        connection = Connection(path)
+        try:
+            self._prepare(connection)
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            if "not a database" in str(error) or "malformed" in str(error):
+                raise ConfigurationError(f"sqlite: {self.path} is no SQLite file ({error}).") from error
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA trusted_schema = OFF")  # what a stranger wrote into the schema runs nothing

@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import itertools
 import json
+import linecache
 import signal
 import socket
 import sqlite3
@@ -38,6 +39,7 @@ class Interruption:
     def __init__(self, line: int, do: Callable[[], object]) -> None:
         self._left = line
         self._do = do
+        self._seen: set[tuple[FrameType, int]] = set()
 
     @property
     def has_been(self) -> bool:
@@ -46,11 +48,20 @@ class Interruption:
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
         if frame.f_code.co_filename not in LINES:
             return None
-        if event == "line" and not self.has_been:
+        if event == "line" and not self.has_been and not self._ends_a_block(frame):
             self._left -= 1
             if self.has_been:
                 self._do()
         return self
+
+    def _ends_a_block(self, frame: FrameType) -> bool:
+        """Whether a `with` is left: Python looks for no signal between the end of a block and that of its lock."""
+        place = frame, frame.f_lineno
+        if not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+            return False
+        is_there_again = place in self._seen
+        self._seen.add(place)
+        return is_there_again
 
     def __enter__(self) -> None:
         self._before = sys.gettrace()
@@ -165,8 +176,7 @@ def lines_of(do: Callable[[], object]) -> list[tuple[str, str]]:
 
 
 def word_at(frame: FrameType) -> str:
-    line = Path(frame.f_code.co_filename).read_text().splitlines()[frame.f_lineno - 1]
-    return "COMMIT" if '"COMMIT"' in line else ""
+    return "COMMIT" if '"COMMIT"' in linecache.getline(frame.f_code.co_filename, frame.f_lineno) else ""
 
 
 QUESTIONS: dict[str, Callable[[SQLiteHandler, str], Any]] = {
