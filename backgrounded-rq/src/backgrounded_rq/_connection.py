@@ -12,12 +12,9 @@ from urllib.parse import quote, urlencode
 from backgrounded import ConfigurationError
 from backgrounded.handler import not_reached
 from backgrounded.records import redis_pool
-from redis import Redis, SSLConnection
+from redis import Connection, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ExecAbortError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-
-_Connection: Any = object
-"""Of redis-py, and of whichever kind the URL asks for: TCP, TLS, a socket in the file system."""
 
 _REFUSALS: Final = (AuthenticationError, AuthorizationError, BusyLoadingError, ExecAbortError)
 
@@ -67,27 +64,33 @@ def within(seconds: float | None) -> Iterator[None]:
         _budget.reset(token)
 
 
-class _Punctual(_Connection):  # type: ignore[misc] # no class before the URL is read
+_Mixin: Any = object
+"""For type checkers, which would look for the methods of redis-py's connections in a class that is none."""
+
+
+class _Punctual(_Mixin):  # type: ignore[misc] # see there
     """A connection whose connecting, handshake, commands and answers share the time of the block that they stand in.
 
     redis-py by itself gives its timeout to each of them anew.
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._patience = float(settings["socket_timeout"])
+        self._patience: float | None = settings.get("socket_timeout")
         super().__init__(**settings)
 
     @property
-    def socket_timeout(self) -> float:
+    def socket_timeout(self) -> float | None:
         """What redis-py asks for when it has connected."""
         budget = _budget.get()
-        return self._patience if budget is None else min(self._patience, budget.remaining)
+        if budget is None:
+            return self._patience
+        return budget.remaining if self._patience is None else min(self._patience, budget.remaining)
 
     @socket_timeout.setter
     def socket_timeout(self, value: float | None) -> None: ...
 
     @property
-    def socket_connect_timeout(self) -> float:
+    def socket_connect_timeout(self) -> float | None:
         """What redis-py asks for before it connects, to each address of a host anew."""
         return self.socket_timeout
 
@@ -115,7 +118,7 @@ class _Punctual(_Connection):  # type: ignore[misc] # no class before the URL is
             if budget is not None and is_counted:
                 budget.stop()
 
-    def _time_for_a_step(self) -> float:
+    def _time_for_a_step(self) -> float | None:
         """An answer that is late by now would be taken for that of the next command: without time, we hang up."""
         try:
             return self.socket_timeout
@@ -124,11 +127,24 @@ class _Punctual(_Connection):  # type: ignore[misc] # no class before the URL is
             raise RedisTimeoutError(str(error)) from None
 
 
+class _Tcp(_Punctual, Connection): ...
+
+
+class _Tls(_Punctual, SSLConnection): ...
+
+
+class _Unix(_Punctual, UnixDomainSocketConnection): ...
+
+
+_PUNCTUAL: Final[dict[Any, Any]] = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Unix}
+"""By name, and not made of what the pool has: RQ's workers may pickle the class."""
+
+
 def connect(url: str, timeout: float) -> Redis:
     """A connection that answers or fails within the timeout, and never sends a write again by itself."""
     try:
         pool = redis_pool(timeout, url)
-        pool.connection_class = type("PunctualConnection", (_Punctual, pool.connection_class), {})
+        pool.connection_class = _PUNCTUAL[pool.connection_class]
         return Redis(connection_pool=pool)
     except ValueError as error:
         raise ConfigurationError(f"rq: url: {error}. An example: redis://localhost:6379/0") from None
