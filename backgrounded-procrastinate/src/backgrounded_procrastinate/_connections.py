@@ -7,7 +7,6 @@ shuts the socket, and the wait ends in an OperationalError.
 from __future__ import annotations
 
 import math
-import os
 import selectors
 import socket
 import threading
@@ -124,6 +123,15 @@ def _is_usable(connection: psycopg.Connection[Any]) -> bool:
         return not selector.select(0)
 
 
+def _shut_down(descriptor: int) -> None:
+    """Hang up over a descriptor that is not ours to close. It needs no other one: there may be none left."""
+    line = socket.socket(fileno=descriptor)
+    try:
+        line.shutdown(socket.SHUT_RDWR)
+    finally:
+        line.detach()
+
+
 @contextmanager
 def bounded(connection: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
     """Hang up on the server, if the block takes longer."""
@@ -134,8 +142,8 @@ def bounded(connection: psycopg.Connection[Any], seconds: float) -> Iterator[Non
         with lock:
             if is_over or connection.closed:
                 return
-            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
-                line.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                _shut_down(connection.fileno())
 
     alarm = threading.Timer(seconds, hang_up)
     alarm.daemon = True

@@ -333,7 +333,7 @@ class Encoder:
                 f"a {name} would come home as a plain {standard.__name__}, so it is refused rather than flattened. "
                 f"Convert it with {standard.__name__}(...), or add_converter({kind.__name__}, ...).",
             )
-        self._fail(path, f"a {name} cannot travel: it has no converter. {_WAYS_OUT}")
+        self._fail(path, f"the type {name} cannot travel: it has no converter. {_WAYS_OUT}")
 
     def _ask(self, path: Place, what: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call code that is not ours."""
@@ -348,7 +348,7 @@ class Encoder:
         try:
             return function(value)
         except CannotTravel as reason:
-            raise EncodeError(render(path), f"a {type_name(type(value))} cannot travel: {reason}") from None
+            raise EncodeError(render(path), f"the type {type_name(type(value))} cannot travel: {reason}") from None
         except Exception as error:
             raise EncodeError(
                 render(path), f"taking a {type_name(type(value))} apart raised {type(error).__name__}"
