@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Final
 
 from backgrounded import ConfigurationError
 from backgrounded.handler import Feature, Guarantees, check_seconds, put_into_url, take_from_url
 from celery import Celery
+from celery.app.annotations import prepare, resolve_all
 from celery.app.utils import find_app
 from kombu.transport.redis import Channel as RedisChannel
 
@@ -233,5 +235,8 @@ def _sweep_of(conf: Any) -> float:
 
 def _what_loses(app: Celery) -> str | None:
     """Which word the app's annotations say about our task, so that a job is lost with its worker; None: none."""
-    task = app.tasks[TASK]
-    return next((word for word in ("acks_late", "reject_on_worker_lost") if not getattr(task, word)), None)
+    said = dict.fromkeys(("acks_late", "reject_on_worker_lost"), True)
+    task = SimpleNamespace(name=TASK, **said)  # the task itself is made when the app is complete, not for a question
+    for annotation in resolve_all(prepare(app.conf.task_annotations), task):
+        said |= {word: annotation[word] for word in said if word in annotation}
+    return next((word for word, holds in said.items() if not holds), None)

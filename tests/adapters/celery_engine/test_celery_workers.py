@@ -302,11 +302,12 @@ def test_an_app_whose_annotations_give_a_job_up_with_its_process_promises_nothin
     given_up = {"backgrounded.perform": {word: False}}
     app = Celery(word, broker="amqp://127.0.0.1:1", backend=shop_url, set_as_current=False)
     assert CeleryHandler(app=app).guarantees.delivery == "at-least-once"
-    app = Celery(word, broker="amqp://127.0.0.1:1", backend=shop_url, set_as_current=False)
-    app.conf.task_annotations = given_up
-    promised = CeleryHandler(app=app).guarantees
-    assert promised.delivery == "none"
-    assert f"{word}=False" in " ".join(promised.notes)
+    for said in (given_up, [{"*": {word: False}}, given_up]):
+        app.conf.task_annotations = said
+        promised = CeleryHandler(app=app).guarantees
+        assert promised.delivery == "none"
+        assert f"{word}=False" in " ".join(promised.notes)
+    assert not app.finalized, "a question makes no task"
     app = Celery(word, broker=shop_url, backend=shop_url, set_as_current=False)
     with (
         backgrounded.using("celery", app=app),
