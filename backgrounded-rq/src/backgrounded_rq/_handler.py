@@ -16,6 +16,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from traceback import clear_frames
 from typing import Any, ClassVar, Final
 
 from backgrounded import BatchError, Call, CallError, ConfigurationError, EnqueueError, InvalidOption, NoResult
@@ -217,6 +218,7 @@ class RQHandler:
             try:
                 hand_over()
             except Exception as error:  # between which of RQ's trips, and in which of its attempts, nobody knows
+                clear_frames(error.__traceback__)  # RQ leaves a pipeline in them, and with it a connection
                 raise _not_taken(calls, error, sent=sent, unknown=[id]) from error
             sent.append(id)
 
