@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from backgrounded import Job, JobFailed, Retry
+from backgrounded.calls import LONGEST
 from backgrounded.testing.probe import Probe, events
 from backgrounded_sqlite import SQLiteHandler
 from sqliteshop import Item
@@ -90,7 +91,7 @@ def test_a_limit_that_is_over_at_once_is_kept_too(served: SQLiteHandler, item: I
 
 
 def test_a_limit_beyond_the_kernel_s_timer_is_no_error(served: SQLiteHandler, item: Item) -> None:
-    assert limited(item, 1e15).give(1).result(60) == 1
+    assert limited(item, LONGEST).give(1).result(60) == 1
 
 
 def test_a_method_in_time_is_not_touched_and_a_job_after_it_has_no_limit(
