@@ -21,7 +21,6 @@ from backgrounded import ConfigurationError
 from backgrounded.handler import KeptQueue, not_reached
 from backgrounded.records import Records, redis_pool
 from celery import Celery
-from celery.app.routes import Router
 from celery.backends.redis import RedisBackend
 from celery.exceptions import QueueNotFound
 from kombu.entity import Queue
@@ -121,7 +120,7 @@ class Broker(KeptQueue):
             retry=False,
             delivery_mode=2,
             producer=producer,
-            router=Router(app=self.app),  # it goes where it was routed to, above
+            router=_Routed,
             **where,
         )
 
@@ -277,6 +276,14 @@ _FIELDS: Final = tuple(field.name for field in fields(Message))
 
 def _message_from(body: Mapping[str, Any]) -> Message:
     return Message(**{name: body[name] for name in _FIELDS if name in body})
+
+
+class _Routed:
+    """Celery's router for a message that has been routed: it goes where it was sent to."""
+
+    @staticmethod
+    def route(where: dict[str, Any], *_: Any) -> dict[str, Any]:
+        return where
 
 
 def _address_of(queue: Any) -> dict[str, str]:

@@ -118,6 +118,17 @@ def test_a_named_queue_gets_the_message_whatever_the_routes_add(url, store):
     assert [store.llen(f"{name}\x06\x163") for name in ("video", "most")] == [1, 1]
 
 
+def test_a_route_may_name_an_exchange_alone(url, store):
+    queues = [Queue("most"), Queue("video", Exchange("media", "topic"), routing_key="media.#")]
+    settings = {"task_queues": queues, "task_default_queue": "most"}
+    routes = {"*": {"exchange": "media", "exchange_type": "topic", "routing_key": "media.any"}}
+    for app in (app_of(url, url, **settings), app_of(url, url, **settings, task_routes=routes)):
+        with backgrounded.using("celery", app=app):
+            Probe("x").backgrounded(queue="video").note()  # so that there is such a queue
+            Probe("x").backgrounded.note()
+    assert [store.llen(f"{name}\x06\x163") for name in ("most", "video")] == [1, 3]
+
+
 def test_a_queue_that_the_app_would_not_make_is_refused(url, store):
     settings = {"task_queues": [Queue("most")], "task_default_queue": "most", "task_create_missing_queues": False}
     with backgrounded.using("celery", app=app_of(url, url, **settings)):
