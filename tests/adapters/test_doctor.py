@@ -45,7 +45,35 @@ def test_a_server_that_is_not_there_is_seen(engine: str, capsys: pytest.CaptureF
 def test_a_file_that_cannot_be_opened_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with backgrounded.using("sqlite", url=f"sqlite:///{tmp_path}/nowhere/jobs.db"):
         assert main(["doctor"]) == 1
-    assert "GAP: The engine cannot be asked" in capsys.readouterr().out
+    assert f"GAP: There is no directory {tmp_path}/nowhere" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rq+redis://localhost/0?reslts=1",
+        "huey+redis://localhost/0?reslts=1",
+        "celery+redis://localhost/0?reslts=1",
+        "celery+amqp://localhost//?reslts=1",
+        "dramatiq+redis://localhost/0?reslts=1",
+        "dramatiq+amqp://localhost/?reslts=1",
+        "dramatiq+amqp://localhost/?store=redis://localhost/0%3Freslts%3D1",
+        "procrastinate+postgresql://localhost/shop?reslts=1",
+        "sqlite:///jobs.db?reslts=1",
+    ],
+)
+def test_a_word_in_a_url_that_nobody_knows_is_said_in_a_line(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BACKGROUNDED_URL", url)
+    backgrounded.reset()
+    try:
+        assert main(["kept"]) == 1
+    finally:
+        backgrounded.reset()
+    said = capsys.readouterr().err
+    assert said.startswith(f"backgrounded: {url.partition('+')[0].partition(':')[0]}: ")
+    assert said.count("\n") == 1
 
 
 def test_all_handlers_are_listed_with_what_they_keep() -> None:

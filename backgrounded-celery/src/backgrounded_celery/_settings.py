@@ -132,6 +132,12 @@ class Place:
             }
         else:  # without confirm_publish: in a worker of greenlets Celery's own events would wait for it for ever
             app.conf.task_queue_max_priority = PRIORITIES
+        try:
+            app.connection_for_write()  # nothing is connected
+        except TypeError as error:
+            raise ConfigurationError(
+                f"celery: url: a word of it is none of kombu's, nor of {', '.join(_IN_URL)}: {error}"
+            ) from error
         return app
 
 

@@ -116,7 +116,10 @@ class Broker:
                     f'dramatiq: store: pip install "backgrounded-dramatiq[redis]": {error}'
                 ) from error
 
-            client: Any = from_url(self.store, self.patience)
+            try:
+                client: Any = from_url(self.store, self.patience)
+            except ValueError as error:
+                raise ConfigurationError(f"dramatiq: store: {error}. An example: redis://localhost:6379/1") from error
             self._made.append(client)
             return Records(client)
         if self.kind == "redis":

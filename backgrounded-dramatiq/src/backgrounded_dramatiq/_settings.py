@@ -120,10 +120,14 @@ class Place:
         except ImportError as error:
             extra = "redis" if self.broker.startswith("redis") else "rabbitmq"
             raise ConfigurationError(f'dramatiq: pip install "backgrounded-dramatiq[{extra}]": {error}') from error
+        except ValueError as error:
+            raise ConfigurationError(f"dramatiq: url: {error}. Words of ours are {', '.join(_IN_URL)}.") from error
 
     def _redis(self) -> dramatiq.Broker:
         from ._own import OwnRedisBroker
+        from ._redis import from_url
 
+        from_url(self.broker, 1.0)  # raises ValueError where redis-py would stumble over it later
         heartbeat = int(1000 * (self.heartbeat_timeout or HEARTBEAT))
         return OwnRedisBroker(
             url=self.broker,

@@ -173,7 +173,7 @@ class RQHandler:
         except (RedisError, OSError) as error:
             raise EnqueueError(f"RQ could not take {call.name}: {type(error).__name__}: {error}") from error
         try:
-            return self._enqueue_many([call])[0]
+            return self.enqueue_many([call])[0]
         except (EnqueueError, CallError) as error:
             if not getattr(error, "uncertain", False):
                 with suppress(RedisError, OSError):  # nobody may be there; then the key lapses by itself

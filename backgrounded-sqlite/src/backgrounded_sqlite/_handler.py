@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Final
 from backgrounded import Call, ConfigurationError, EnqueueError
 from backgrounded.handler import (
     Feature,
+    Finding,
     Guarantees,
     Kept,
     State,
@@ -142,6 +143,12 @@ class SQLiteHandler:
 
     def forget(self, id: str) -> None:
         self._store.forget(id)
+
+    def examine(self) -> Iterator[Finding]:
+        """Whether there is a place for the file, which is made by the first call."""
+        folder = self.path.parent
+        if not folder.is_dir():
+            yield Finding(f"There is no directory {folder}: each call fails.", "make it, or mend the URL", gap=True)
 
     # -- workers
 

@@ -90,7 +90,8 @@ def redis_pool(patience: float, url: str | None = None, **settings: Any) -> Any:
 
     Each step has so many seconds, and nothing is sent again by itself. As many are opened as are wanted at once: since
     release 8 redis-py refuses the one after the hundredth, and a web process has more requests than that. A fork
-    leaves them to the parent, also in the middle of a call. Raises ImportError, and ValueError for a URL of no Redis.
+    leaves them to the parent, also in the middle of a call. Raises ImportError, and ValueError for what is no URL of a
+    Redis.
     """
     from redis import UnixDomainSocketConnection
     from redis.backoff import NoBackoff
@@ -107,7 +108,17 @@ def redis_pool(patience: float, url: str | None = None, **settings: Any) -> Any:
     pool: Any = Pool(**settings) if url is None else Pool.from_url(url, **settings)
     if issubclass(pool.connection_class, UnixDomainSocketConnection):  # it has one timeout for both
         del pool.connection_kwargs["socket_connect_timeout"]
+    if url is not None:
+        _check_words(pool)
     return pool
+
+
+def _check_words(pool: Any) -> None:
+    """Refuse what redis-py would stumble over at the first use. Nothing is connected."""
+    try:
+        pool.connection_class(**pool.connection_kwargs)
+    except TypeError as error:
+        raise ValueError(f"a word of it is none of redis-py's: {error}") from error
 
 
 def examine_redis(client: Any, holds: str = "jobs") -> Iterator[Finding]:
