@@ -78,6 +78,8 @@ class CuttingProxy:
             client.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # closed alone, `_accept` would wait on
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 

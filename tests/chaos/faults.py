@@ -96,9 +96,10 @@ class Started:
             frozen.extend(children(pid))
 
     def thaw(self) -> None:
-        """SIGCONT for all of it: children first, so that who has been ended meanwhile is still there."""
+        """SIGCONT for all of it, children first; one that did not stand still may end in between."""
         for pid in reversed(self.family()):
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def kill_child(self) -> bool:
         """The last descendant alone, which is the one that runs jobs (F2). False: there is none (yet)."""

@@ -165,20 +165,17 @@ class RQHandler:
 
     def enqueue(self, call: Call) -> str:
         with within(self._patience):
-            return self._enqueue(call)
-
-    def _enqueue(self, call: Call) -> str:
-        try:
-            claim(self.connection, call, self.state)
-        except (RedisError, OSError) as error:
-            raise EnqueueError(f"RQ could not take {call.name}: {type(error).__name__}: {error}") from error
-        try:
-            return self.enqueue_many([call])[0]
-        except (EnqueueError, CallError) as error:
-            if not getattr(error, "uncertain", False):
-                with suppress(RedisError, OSError):  # nobody may be there; then the key lapses by itself
-                    release(self.connection, call.id, call.tree, "done")
-            raise
+            try:
+                claim(self.connection, call, self.state)
+            except (RedisError, OSError) as error:
+                raise EnqueueError(f"RQ could not take {call.name}: {type(error).__name__}: {error}") from error
+            try:
+                return self.enqueue_many([call])[0]
+            except (EnqueueError, CallError) as error:
+                if not getattr(error, "uncertain", False):
+                    with suppress(RedisError, OSError):  # nobody may be there; then the key lapses by itself
+                        release(self.connection, call.id, call.tree, "done")
+                raise
 
     def enqueue_many(self, calls: Sequence[Call]) -> list[str]:
         """One round trip, one transaction: all of the calls are taken, or none is.
@@ -187,9 +184,11 @@ class RQHandler:
         their own. Where one of these fails after something has gone, BatchError says what became of each.
         """
         with within(self._patience):
-            return self._enqueue_many(calls)
+            self._follow(calls, self._send(calls))
+        return [call.id for call in calls]
 
-    def _enqueue_many(self, calls: Sequence[Call]) -> list[str]:
+    def _send(self, calls: Sequence[Call]) -> Mapping[str, Callable[[], Any]]:
+        """The transaction. What cannot go in it is returned, under the ids of the jobs."""
         following: dict[str, Callable[[], Any]] = {}
         sending = False
         try:
@@ -207,8 +206,7 @@ class RQHandler:
             if any(call.options.native for call in calls):
                 raise InvalidOption("native", f"RQ says: {error}") from error
             raise
-        self._follow(calls, following)
-        return [call.id for call in calls]
+        return following
 
     @staticmethod
     def _follow(calls: Sequence[Call], following: Mapping[str, Callable[[], Any]]) -> None:

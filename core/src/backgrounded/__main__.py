@@ -198,9 +198,10 @@ def _handlers(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps(found, indent=2, sort_keys=True))
         return 0
+    width = max(map(len, found))
     for name, features in sorted(found.items()):
         kept = [option for option, feature in OPTION_FEATURES.items() if feature in features]
-        print(f"{name:10} keeps {', '.join(kept)}")
+        print(f"{name:{width}} keeps {', '.join(kept)}")
     return 0
 
 

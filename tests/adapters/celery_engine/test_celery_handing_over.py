@@ -157,7 +157,8 @@ def test_closing_closes_all_connections(url, store):
     before = ids_of_connections(store)  # those that other tests left may end at any moment
     with backgrounded.using(CeleryHandler(url)) as handler:
         Probe("x").backgrounded.note()
-        assert (opened := ids_of_connections(store) - before)
+        opened = ids_of_connections(store) - before
+        assert opened
         handler.close()
         eventually(lambda: not opened & ids_of_connections(store))
         Probe("x").backgrounded.note()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import os
 import resource
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from backgrounded_procrastinate._connections import MOST, Connections, NotConnec
 from procrastinate.testing import InMemoryConnector
 from psycopg.rows import dict_row
 
-from postgres import postgres_server
+from postgres import postgres_server, procrastinate_on
 from processes import forked
 from servers import free_port
 from waiting import eventually
@@ -193,28 +192,20 @@ def test_a_database_that_is_down_is_an_error_with_its_cause_and_nothing_is_uncer
 
 
 def test_a_database_that_does_not_answer_is_an_error_in_time_and_the_next_call_works(item):
-    with postgres_server() as server:
-        url = f"{server.url}/postgres"
-        app = procrastinate.App(connector=procrastinate.SyncPsycopgConnector(conninfo=url))
-        with app.open():
-            app.schema_manager.apply_schema()
-        with backgrounded.using("procrastinate", url=url) as handler:
-            item.backgrounded.give(0)
-            pids = _family(server.process.pid)
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            try:
-                for uncertain in (True, False):  # on the connection that is there, and on a new one
-                    began = time.monotonic()
-                    with pytest.raises(EnqueueError) as error:
-                        item.backgrounded.give(CANARY)
-                    assert time.monotonic() - began < 20
-                    assert error.value.uncertain is uncertain
-            finally:
-                for pid in pids:
-                    os.kill(pid, signal.SIGCONT)
-            assert item.backgrounded.give(1).state == "queued"
-            handler.close()
+    with postgres_server() as server, backgrounded.using("procrastinate", url=procrastinate_on(server)) as handler:
+        item.backgrounded.give(0)
+        server.freeze()
+        try:
+            for uncertain in (True, False):  # on the connection that is there, and on a new one
+                began = time.monotonic()
+                with pytest.raises(EnqueueError) as error:
+                    item.backgrounded.give(CANARY)
+                assert time.monotonic() - began < 20
+                assert error.value.uncertain is uncertain
+        finally:
+            server.thaw()
+        assert item.backgrounded.give(1).state == "queued"
+        handler.close()
 
 
 def test_many_callers_share_ten_connections_and_wait_in_line(shop_url, ask, item):
@@ -267,12 +258,6 @@ def test_who_waits_for_a_job_waits_in_line_for_as_long(shop_url, item, monkeypat
         with pytest.raises(NoResult, match="cancelled"):
             waiting.result(60)
         handler.close()
-
-
-def _family(pid: int) -> list[int]:
-    """A process and its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
 
 
 def test_a_connection_that_the_server_has_closed_is_not_used_again(handler, ask, item):
