@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from needs import missing
+from processes import children
 from servers import free_port, freeze
 from waiting import eventually
 
@@ -73,25 +74,21 @@ class Postgres:
 
     def kill(self) -> None:
         """SIGKILL, for it and for the processes that it leaves behind: they hold the memory that the next one wants."""
-        children = self._children()
-        self._signal(signal.SIGKILL, self.process.pid, *children)
+        left = children(self.process.pid)
+        self._signal(signal.SIGKILL, self.process.pid, *left)
         self.process.wait(60)
-        for pid in children:
+        for pid in left:
             eventually(lambda pid=pid: _has_ended(pid))
 
     def freeze(self) -> None:
         """SIGSTOP, for it and then for those that it has started: it starts no more."""
         freeze(self.process.pid)
-        for pid in self._children():
+        for pid in children(self.process.pid):
             with suppress(ProcessLookupError):
                 freeze(pid)
 
     def thaw(self) -> None:
-        self._signal(signal.SIGCONT, *self._children(), self.process.pid)
-
-    def _children(self) -> list[int]:
-        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(pid) for path in lists for pid in _pids(path)]
+        self._signal(signal.SIGCONT, *children(self.process.pid), self.process.pid)
 
     @staticmethod
     def _signal(number: int, *pids: int) -> None:
@@ -109,13 +106,6 @@ def procrastinate_on(server: Postgres) -> str:
     with app.open():
         app.schema_manager.apply_schema()
     return url
-
-
-def _pids(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
 
 
 def _has_ended(pid: int) -> bool:

@@ -78,7 +78,7 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A worker process inside the block: ready at its beginning, told to end (SIGTERM) and awaited at its end.
 
-    One that may miss the first SIGTERM is told `again` after so many seconds.
+    One that may miss the first SIGTERM, or whose children may, is told `again` after so many seconds, and they with it.
 
     Commands are looked for beside the Python that runs the tests first; what they write is appended to `output`.
     """
@@ -105,14 +105,24 @@ def running(
         _end(process, output, within, again)
 
 
+def children(pid: int) -> list[int]:
+    """The process ids of what this process has started, and which still lives."""
+    try:
+        lists = [(task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(child) for found in lists for child in found.split()]
+
+
 def _end(process: subprocess.Popen[bytes], output: Path, within: float, again: float | None) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     if again is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(again)
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+        for pid in [] if process.poll() is not None else [*children(process.pid), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
     try:
         process.wait(within)
     except subprocess.TimeoutExpired:

@@ -22,6 +22,7 @@ from typing import Final
 
 import oracle
 from needs import missing
+from processes import children
 from servers import freeze
 
 HERE: Final = Path(__file__).parent
@@ -150,15 +151,6 @@ def faketime() -> str:
         if Path(path).exists():
             return path
     missing("libfaketime shifts a process's clock: apt-get install libfaketime")
-
-
-def children(pid: int) -> list[int]:
-    """The process ids of what this process has started, and which still lives."""
-    try:
-        lists = [(task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [int(child) for found in lists for child in found.split()]
 
 
 def resident(pid: int) -> int:

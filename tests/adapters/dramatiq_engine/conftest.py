@@ -17,7 +17,7 @@ import dramatiq
 import pytest
 from dramatiq_contract import HERE, READY, shop_on
 
-from processes import running
+from processes import children, running
 from servers import redis_server
 
 
@@ -82,8 +82,7 @@ class Worker:
 
     def kill(self) -> None:
         """End all of its processes at once, and let none of them say anything."""
-        children = children_of(self.process.pid)
-        for pid in (self.process.pid, *children):
+        for pid in (self.process.pid, *children(self.process.pid)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
@@ -95,15 +94,6 @@ class Worker:
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
-
-
-def children_of(parent: int) -> list[int]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError):
-            if int((process / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(process.name))
-    return found
 
 
 @pytest.fixture(scope="module")

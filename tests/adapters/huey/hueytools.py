@@ -11,11 +11,6 @@ def stored(huey: Any) -> list[bytes]:
     return [bytes(item) for item in huey.storage.enqueued_items()]
 
 
-def children_of(pid: int) -> list[int]:
-    listed = (path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children"))
-    return [int(child) for line in listed for child in line]
-
-
 class Bomb:
     """What runs code where it is unpickled: it makes a directory."""
 

@@ -56,7 +56,8 @@ def rq_worker(
     """A worker of RQ, ready when it is listed and its scheduler has the queues' locks.
 
     RQ (2.2 to 3.0) looks whether it was told to end, and is idle only then: what comes in between is heard after the
-    next job. So it is told again.
+    next job. And a scheduler that it starts in the last second of the stop does not hear of it, and is waited for. So
+    both are told again.
     """
     name = f"worker-{uuid.uuid4().hex[:8]}"
     at = command.index("worker") + 1
