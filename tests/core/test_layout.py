@@ -17,7 +17,7 @@ CORE = ROOT / "core" / "src"
 
 # A module imports from the rows above its own; `handlers` is a package, whose modules share one row.
 ORDER = [
-    {"alarm", "errors"},
+    {"errors"},
     {"calls"},
     {"references"},
     {"_wire"},
@@ -26,7 +26,7 @@ ORDER = [
     {"_decoder"},
     {"codec"},
     {"handler", "_redis"},
-    {"records"},
+    {"alarm", "records"},
     {"hookspecs"},
     {"_configuration"},
     {"_runtime"},

@@ -1,15 +1,22 @@
-"""How is a method stopped that runs for longer than it may, in the main thread of a process?
+"""How is a method stopped that runs for longer than it may, in a process that goes on?
 
-For adapters whose engine runs one job at a time there. Their engines' own limits surround all that a task does, so they
-also strike while the end of a job is written down; this one rings in the method's own time only.
+`Alarm` is for adapters whose engine runs one job at a time, in the main thread of a process; `ThreadAlarm` for those
+that run them in threads. Engines' own limits surround all that a task does, so they also strike while the end of a job
+is written down; these ring in the method's own time only.
 """
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
+import threading
+import time
 from collections.abc import Container
 from types import CodeType, FrameType, TracebackType
 from typing import Final
+
+from .handler import after_fork
 
 SHORTEST: Final = 0.001
 LONGEST: Final = 10.0**8
@@ -54,17 +61,140 @@ class Alarm:
     def _ring(self, signum: int, frame: FrameType | None) -> None:
         if self._is_over:
             return
-        if is_in(frame, _EDGES):  # what is raised there, nobody makes a TimeoutError of
+        if _is_in(frame, _EDGES):  # what is raised there, nobody makes a TimeoutError of
             signal.setitimer(signal.ITIMER_REAL, MOMENT, INSIST)
             return
         self._has_rung = True
         raise self._raised
 
 
-_EDGES: Final = frozenset({Alarm.__enter__.__code__, Alarm.__exit__.__code__})
+class ThreadAlarm:
+    """A stretch of a run, in any thread of CPython, that is stopped after so many seconds with a TimeoutError.
+
+    Another thread sets `raised` in it. It is raised between two instructions of Python, so a single call into C is not
+    interrupted. It rings at most once, and neither before nor after the stretch itself.
+
+    What is raised at the entry of `__exit__` cannot be caught there, and since Python 3.12 a frame that just begins is
+    not to be seen, but the one below it. So it does not ring in the function that the stretch stands in, either.
+    """
+
+    def __init__(self, seconds: float, raised: type[BaseException] = Expired) -> None:
+        self.seconds = seconds
+        self._raised = raised
+        self.thread = threading.get_ident()
+        self._lock = threading.Lock()
+        self._is_over = self._has_rung = False
+        self._around: FrameType | None = None
+
+    def __enter__(self) -> None:
+        self._around = sys._getframe(1)
+        _watch.set(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while not self._end():
+            # It was raised here, at the end of the stretch: it rings once, so the next try is the last one.
+            error = error or self._raised()
+        if self._has_rung and isinstance(error, self._raised):
+            raise TimeoutError(f"stopped after its timeout of {self.seconds:g} seconds") from error
+
+    def _end(self) -> bool:
+        """Let nothing be raised from now on, nor be on its way. False: it has just arrived."""
+        try:
+            with self._lock:
+                self._is_over = True
+                self._around = None
+            if self._has_rung:
+                _let_arrive()
+            _watch.forget(self)
+        except self._raised:
+            return False
+        return True
+
+    def ring(self) -> bool:
+        """Stop the stretch. False if it just begins or ends: then nothing outside of it must be hit."""
+        with self._lock:
+            if self._is_over:
+                return True
+            # The thread waits for this one where it is now, and goes on with the exception. Both steps follow each
+            # other within one turn of this thread, unless that is cut short; then the end of the stretch sees to it.
+            frame = sys._current_frames().get(self.thread)
+            if frame is self._around or _is_in(frame, _EDGES):
+                return False
+            _raise_in(self.thread, self._raised)
+            self._is_over = self._has_rung = True
+            return True
 
 
-def is_in(frame: FrameType | None, functions: Container[CodeType]) -> bool:
+class _Nothing(BaseException):
+    """Says nothing, and is caught where it arrives."""
+
+
+def _let_arrive() -> None:
+    """Let no exception be on its way to this thread any more: one that takes its place arrives here.
+
+    To set none instead, as the documentation of PyThreadState_SetAsyncExc has it, leaves CPython up to 3.12 looking for
+    one in all threads from then on, and 3.11 hangs in the next function that a debugger or coverage traces.
+    """
+    try:
+        _raise_in(threading.get_ident(), _Nothing)
+        while True:
+            pass
+    except _Nothing:
+        return
+
+
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
+
+
+class _Watch:
+    """One thread of a process that rings alarms when they are due. It starts with the first one, as a daemon."""
+
+    def __init__(self) -> None:
+        self._renew()
+        after_fork(self._renew)
+
+    def _renew(self) -> None:
+        self._changed = threading.Condition()
+        self._due: dict[ThreadAlarm, float] = {}
+        self._is_running = False
+
+    def set(self, stretch: ThreadAlarm) -> None:
+        with self._changed:
+            if not self._is_running:
+                threading.Thread(target=self._run, name="backgrounded-limits", daemon=True).start()
+                self._is_running = True
+            self._due[stretch] = time.monotonic() + stretch.seconds
+            self._changed.notify()
+
+    def forget(self, stretch: ThreadAlarm) -> None:
+        with self._changed:
+            self._due.pop(stretch, None)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while (left := self._seconds_left()) is None or left > 0:
+                    self._changed.wait(left)
+                stretch = min(self._due, key=self._due.__getitem__)
+            rung = stretch.ring()
+            with self._changed:
+                if rung:
+                    self._due.pop(stretch, None)
+                elif stretch in self._due:
+                    self._due[stretch] = time.monotonic() + MOMENT
+
+    def _seconds_left(self) -> float | None:
+        return min(self._due.values()) - time.monotonic() if self._due else None
+
+
+_watch = _Watch()
+_EDGES: Final = frozenset(edge.__code__ for kind in (Alarm, ThreadAlarm) for edge in (kind.__enter__, kind.__exit__))
+
+
+def _is_in(frame: FrameType | None, functions: Container[CodeType]) -> bool:
     """Whether this is a frame of one of these functions, or of what one of them has just called."""
     for _ in range(_DEPTH):
         if frame is None:

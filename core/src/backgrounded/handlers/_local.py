@@ -13,14 +13,15 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from .._runtime import perform
+from ..alarm import ThreadAlarm
 from ..calls import DEFAULT_PRIORITY, Call, Options
 from ..errors import ConfigurationError, Duplicate, EnqueueError, JobFailed, NoResult, ResultTimeout
 from ..handler import Again, Delivery, Handler, Keep, Kept, Skip, State, failure_from, failure_record
-from ._limit import time_limit
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_RESULT_TTL: Final = 86_400.0
@@ -316,7 +317,7 @@ class LocalQueue:
                 delivery,
                 moment=self.clock.now(),
                 fallback=lambda: cast(Handler, self),
-                limit=lambda: time_limit(timeout),
+                limit=lambda: nullcontext() if timeout is None else ThreadAlarm(timeout),
             )
         except Again as again:
             self._wait(call, self.clock.now() + again.seconds, waiting.attempt + 1, waiting.context)

@@ -6,11 +6,16 @@ import gc
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
+import backgrounded
 import pytest
-from backgrounded_dramatiq._limit import _Limit, _watch, limit
-from dramatiq.middleware import TimeLimitExceeded
+from backgrounded.alarm import Expired, ThreadAlarm, _watch
+from backgrounded.handlers.memory import MemoryHandler
+from backgrounded.testing.probe import Probe
+
+from processes import forked
 
 
 def spin(seconds: float) -> None:
@@ -21,7 +26,7 @@ def spin(seconds: float) -> None:
 
 def test_what_takes_too_long_is_a_timeout_error_soon_after_the_limit():
     started = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"timeout of 0\.2 seconds"), limit(0.2):
+    with pytest.raises(TimeoutError, match=r"timeout of 0\.2 seconds"), ThreadAlarm(0.2):
         spin(30)
     assert 0.2 <= time.monotonic() - started < 5
 
@@ -31,17 +36,15 @@ def test_what_is_raised_inside_is_no_os_error():
         with suppress(OSError):
             spin(30)
 
-    with pytest.raises(TimeoutError) as stopped, limit(0.1):
+    with pytest.raises(TimeoutError) as stopped, ThreadAlarm(0.1):
         bearing()
-    assert type(stopped.value.__cause__) is TimeLimitExceeded
+    assert type(stopped.value.__cause__) is Expired
 
 
-def test_no_limit_and_one_that_is_kept_leave_nothing_behind():
-    with limit(None):
+def test_a_limit_that_is_kept_leaves_nothing_behind():
+    with ThreadAlarm(60):
         pass
-    with limit(60):
-        pass
-    with pytest.raises(ZeroDivisionError), limit(60):
+    with pytest.raises(ZeroDivisionError), ThreadAlarm(60):
         _ = 1 / 0
     assert not _watch._due
 
@@ -61,7 +64,7 @@ def test_a_limit_that_is_over_at_the_last_moment_never_hits_what_comes_after():
     timeouts = 0
     for number in range(400):
         try:
-            with limit(0.002):
+            with ThreadAlarm(0.002):
                 spin(0.0018 + number % 80 * 0.00001)
         except TimeoutError:
             timeouts += 1
@@ -88,7 +91,7 @@ def test_an_alarm_that_finds_the_stretch_at_its_end_does_not_ring():
         ended.set()
 
     thread = threading.Thread(target=work)
-    stretch = _Limit(60)
+    stretch = ThreadAlarm(60)
     stretch._lock = Gate()  # type: ignore[assignment] # to stop it at the end of the stretch
     thread.start()
     stretch.thread = thread.ident or 0
@@ -105,7 +108,7 @@ def test_each_thread_has_its_own_limit():
 
     def work(number: int, seconds: float) -> None:
         try:
-            with limit(seconds):
+            with ThreadAlarm(seconds):
                 spin(30 if number % 2 else 1)
             ended[number] = "in time"
         except TimeoutError as error:
@@ -120,3 +123,58 @@ def test_each_thread_has_its_own_limit():
     assert ended == {number: late if number % 2 else "in time" for number in range(6)}
     gc.collect()
     assert not _watch._due
+
+
+# -- what remains
+
+
+def traced() -> None:
+    """Call a function under a tracer, as coverage and debuggers are. CPython 3.11 hangs there while it looks for an
+    exception that has been set in some thread and never came."""
+    sys.settrace(lambda *_: None)
+    spin(0)
+    sys.settrace(None)
+
+
+def kept() -> None:
+    with ThreadAlarm(60):
+        pass
+
+
+def rung() -> None:
+    """Most of them find the end of the stretch at hand, and some have to be taken back."""
+    for number in range(200):
+        with suppress(TimeoutError), ThreadAlarm(0.002):
+            spin(0.0018 + number % 40 * 0.00001)
+
+
+def swallowed() -> None:
+    with ThreadAlarm(0.01), suppress(Expired):
+        spin(30)
+
+
+def in_a_job() -> None:
+    handler = MemoryHandler()
+    with backgrounded.using(handler):
+        job = Probe("/nowhere").backgrounded(timeout=60).who()
+        handler.run()
+        assert job.state == "succeeded"
+
+
+@pytest.mark.usefixtures("prompt")
+@pytest.mark.parametrize("stretch", [kept, rung, swallowed, in_a_job])
+def test_nothing_is_looked_for_afterwards(stretch: Callable[[], None]) -> None:
+    def work() -> None:
+        stretch()
+        traced()
+
+    assert forked(work) == 0
+
+
+def test_a_child_that_is_forked_has_limits_of_its_own() -> None:
+    def work() -> None:
+        with pytest.raises(TimeoutError), ThreadAlarm(0.05):
+            spin(30)
+
+    with ThreadAlarm(60):
+        assert forked(work) == 0
