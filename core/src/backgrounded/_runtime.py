@@ -34,6 +34,7 @@ from ._configuration import (
     read_installed,
     runtime,
 )
+from .alarm import last_moment
 from .calls import NO_OPTIONS, Call, Options, Retry, new_id, now, worker_options
 from .codec import Envelope
 from .errors import (
@@ -405,7 +406,7 @@ def perform(
     """
     read_installed()
     try:
-        with limit():
+        with limit(), last_moment:
             load_app()
         state = runtime()
         hooks = state.hooks
@@ -488,7 +489,7 @@ def _run(
     begun = False
 
     def run(job: CurrentJob) -> Any:
-        with limit():
+        with limit(), last_moment:
             return call()
 
     def call() -> Any:  # a frame of its own: a limit rings nowhere else

@@ -7,7 +7,6 @@ is written down; these ring in the method's own time only.
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import sys
 import threading
@@ -75,7 +74,9 @@ class ThreadAlarm:
     interrupted. It rings at most once, and neither before nor after the stretch itself.
 
     What is raised at the entry of `__exit__` cannot be caught there, and since Python 3.12 a frame that just begins is
-    not to be seen, but the one below it. So it does not ring in the function that the stretch stands in, either.
+    not to be seen, but the one below it. So it does not ring in the function that the stretch stands in, either. And
+    since 3.13 a thread goes on to the next function or loop before it comes across what was set: `last_moment`, inside
+    of the stretch, is the last place for that. `backgrounded.perform` has it there.
     """
 
     def __init__(self, seconds: float, raised: type[BaseException] = Expired) -> None:
@@ -117,14 +118,24 @@ class ThreadAlarm:
         with self._lock:
             if self._is_over:
                 return True
-            # The thread waits for this one where it is now, and goes on with the exception. Both steps follow each
-            # other within one turn of this thread, unless that is cut short; then the end of the stretch sees to it.
+            time.sleep(0)  # begin a new turn of this thread: the other one does not move between the two steps
             frame = sys._current_frames().get(self.thread)
             if frame is self._around or _is_in(frame, _EDGES):
                 return False
             _raise_in(self.thread, self._raised)
             self._is_over = self._has_rung = True
             return True
+
+
+class _LastMoment:
+    """Does nothing: what has been set in this thread arrives at the entry of its `__exit__`, if not before."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+last_moment: Final = _LastMoment()
 
 
 class _Nothing(BaseException):
@@ -146,6 +157,8 @@ def _let_arrive() -> None:
 
 
 def _raise_in(thread: int, error: type[BaseException]) -> None:
+    import ctypes  # here: whoever hands over needs none
+
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
@@ -191,7 +204,9 @@ class _Watch:
 
 
 _watch = _Watch()
-_EDGES: Final = frozenset(edge.__code__ for kind in (Alarm, ThreadAlarm) for edge in (kind.__enter__, kind.__exit__))
+_EDGES: Final = frozenset(
+    edge.__code__ for kind in (Alarm, ThreadAlarm, _LastMoment) for edge in (kind.__enter__, kind.__exit__)
+)
 
 
 def _is_in(frame: FrameType | None, functions: Container[CodeType]) -> bool:
