@@ -95,16 +95,18 @@ def test_an_alarm_that_finds_the_stretch_at_its_end_does_not_ring():
             """As a lock does."""
 
     def work() -> None:
+        stretch = ThreadAlarm(60)
+        stretch._lock = Gate()  # type: ignore[assignment] # to stop it at the end of the stretch
+        stretches.append(stretch)
         with stretch:
             pass
         ended.set()
 
+    stretches: list[ThreadAlarm] = []
     thread = threading.Thread(target=work)
-    stretch = ThreadAlarm(60)
-    stretch._lock = Gate()  # type: ignore[assignment] # to stop it at the end of the stretch
     thread.start()
-    stretch.thread = thread.ident or 0
     assert arrived.wait(60)
+    [stretch] = stretches
     assert stretch.ring() is False
     may_go.set()
     assert ended.wait(60)

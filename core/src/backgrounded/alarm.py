@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container
+from functools import partial
 from types import CodeType, FrameType, TracebackType
 from typing import Final
 
@@ -83,6 +84,7 @@ class ThreadAlarm:
         self.seconds = seconds
         self._raised = raised
         self.thread = threading.get_ident()
+        self._strike = _striker(self.thread, raised)
         self._lock = threading.Lock()
         self._is_over = self._has_rung = False
         self._around: FrameType | None = None
@@ -122,7 +124,7 @@ class ThreadAlarm:
             frame = sys._current_frames().get(self.thread)
             if frame is self._around or _is_in(frame, _EDGES):
                 return False
-            _raise_in(self.thread, self._raised)
+            self._strike()
             self._is_over = self._has_rung = True
             return True
 
@@ -149,17 +151,18 @@ def _let_arrive() -> None:
     one in all threads from then on, and 3.11 hangs in the next function that a debugger or coverage traces.
     """
     try:
-        _raise_in(threading.get_ident(), _Nothing)
+        _striker(threading.get_ident(), _Nothing)()
         while True:
             pass
     except _Nothing:
         return
 
 
-def _raise_in(thread: int, error: type[BaseException]) -> None:
+def _striker(thread: int, error: type[BaseException]) -> Callable[[], object]:
+    """One call into C, which sets an exception in a thread."""
     import ctypes  # here: whoever hands over needs none
 
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
+    return partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
 class _Watch:
