@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import dramatiq
 import pytest
@@ -18,13 +19,17 @@ pytestmark = pytest.mark.worker
 SHOP = {"BACKGROUNDED_URL": "dramatiq://dramatiqshop.broker:broker"}
 
 
+BUSY: Final = 30
+"""Seconds for a thousand confirmations: RabbitMQ on a machine that runs other tests as well may need more than two."""
+
+
 def fresh_shop() -> DramatiqHandler:
     """A handler on the application's broker, whose module is imported anew at the first use."""
     sys.modules.pop("dramatiqshop.broker", None)  # of another class, with another broker
     if str(HERE) not in sys.path:
         sys.path.insert(0, str(HERE))
     importlib.invalidate_caches()
-    return DramatiqHandler("dramatiqshop.broker:broker", processes=1, threads=1)
+    return DramatiqHandler("dramatiqshop.broker:broker", processes=1, threads=1, enqueue_timeout=BUSY)
 
 
 class TestOurBroker(DramatiqContract):
@@ -72,7 +77,7 @@ class TestRabbitMQ(OnRabbit):
     def on(cls, url: str, redis_url: str, patch: pytest.MonkeyPatch) -> DramatiqHandler:
         for name, value in shop_on(url).items():
             patch.setenv(name, value)
-        return DramatiqHandler(url, store=redis_url, processes=1, threads=1)
+        return DramatiqHandler(url, store=redis_url, processes=1, threads=1, enqueue_timeout=BUSY)
 
 
 @pytest.mark.slow
