@@ -12,7 +12,8 @@ from contextlib import suppress
 import backgrounded
 import pytest
 from backgrounded import Backgrounded
-from backgrounded.alarm import Expired, ThreadAlarm, _watch, last_moment
+from backgrounded._runtime import last_moment
+from backgrounded.alarm import Expired, ThreadAlarm, _watch
 from backgrounded.handlers.memory import MemoryHandler
 from backgrounded.testing.probe import Probe
 

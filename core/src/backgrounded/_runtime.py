@@ -34,7 +34,6 @@ from ._configuration import (
     read_installed,
     runtime,
 )
-from .alarm import last_moment
 from .calls import NO_OPTIONS, Call, Options, Retry, new_id, now, worker_options
 from .codec import Envelope
 from .errors import (
@@ -443,6 +442,18 @@ def perform(
         _report(hooks, job, outcome, cause, time.perf_counter() - started)
         _running.reset(tokens[0])
         _batch.reset(tokens[1])
+
+
+class LastMoment:
+    """Stands inside of a limited stretch and does nothing: what another thread has set in this one arrives at the
+    entry of its `__exit__`, if not before."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+last_moment: Final = LastMoment()
 
 
 def _describe(state: Runtime, envelope: Envelope, delivery: Delivery) -> CurrentJob:

@@ -16,6 +16,7 @@ from functools import partial
 from types import CodeType, FrameType, TracebackType
 from typing import Final
 
+from ._runtime import LastMoment
 from .handler import after_fork
 
 SHORTEST: Final = 0.001
@@ -76,8 +77,8 @@ class ThreadAlarm:
 
     What is raised at the entry of `__exit__` cannot be caught there, and since Python 3.12 a frame that just begins is
     not to be seen, but the one below it. So it does not ring in the function that the stretch stands in, either. And
-    since 3.13 a thread goes on to the next function or loop before it comes across what was set: `last_moment`, inside
-    of the stretch, is the last place for that. `backgrounded.perform` has it there.
+    since 3.13 a thread goes on to the next function or loop before it comes across what was set: the `LastMoment`
+    inside of the stretch, in which `backgrounded.perform` has it, is the last place for that.
     """
 
     def __init__(self, seconds: float, raised: type[BaseException] = Expired) -> None:
@@ -127,17 +128,6 @@ class ThreadAlarm:
             self._strike()
             self._is_over = self._has_rung = True
             return True
-
-
-class _LastMoment:
-    """Does nothing: what has been set in this thread arrives at the entry of its `__exit__`, if not before."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-last_moment: Final = _LastMoment()
 
 
 class _Nothing(BaseException):
@@ -208,7 +198,7 @@ class _Watch:
 
 _watch = _Watch()
 _EDGES: Final = frozenset(
-    edge.__code__ for kind in (Alarm, ThreadAlarm, _LastMoment) for edge in (kind.__enter__, kind.__exit__)
+    edge.__code__ for kind in (Alarm, ThreadAlarm, LastMoment) for edge in (kind.__enter__, kind.__exit__)
 )
 
 
