@@ -27,6 +27,7 @@ from backgrounded import (
 )
 from backgrounded.handler import (
     Feature,
+    Finding,
     Kept,
     State,
     kept_options,
@@ -53,6 +54,7 @@ from ._settings import (
     is_name,
     loaded,
     not_kept,
+    patience_of,
 )
 
 logger = logging.getLogger("backgrounded")
@@ -287,6 +289,17 @@ class HueyHandler:
             if record:
                 return (line if self._place is None else self._line(str(record.get("queue")))), record
         raise ConfigurationError(f"No job {id!r} is kept here.")
+
+    def examine(self) -> Iterator[Finding]:
+        """Whether a Huey of the application's gives up on answers that its server may still send, with jobs in them."""
+        for line in self._searched():
+            patience = patience_of(line.huey)
+            if self._place is None and patience is not None and patience < WORKER_PATIENCE:
+                yield Finding(
+                    f"The Huey {line.huey.name} gives up on its server after {patience:g} s: a consumer loses the jobs "
+                    "in an answer that comes later.",
+                    f"say socket_timeout={2 * WORKER_PATIENCE:g} where it is made, or in its URL",
+                )
 
     # -- workers
 

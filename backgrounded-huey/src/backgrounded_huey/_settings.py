@@ -12,7 +12,7 @@ from typing import Any, Final
 from backgrounded import ConfigurationError
 from backgrounded.handler import Feature, Guarantees
 from huey import Huey
-from huey.storage import FileStorage
+from huey.storage import FileStorage, RedisStorage
 
 KEPT: Final = frozenset(
     {
@@ -41,6 +41,15 @@ def not_kept(huey: Huey) -> dict[Feature, str]:
         reason = "with utc=False Huey reckons in local time, in which an hour comes twice a year"
         missing |= {Feature.DELAY: reason, Feature.RETRY_WAIT: reason}
     return missing
+
+
+def patience_of(huey: Huey) -> float | None:
+    """Seconds after which this Huey gives up on an answer of its server's. None: never, or it has no server."""
+    if not isinstance(huey.storage, RedisStorage):
+        return None
+    pool = huey.storage.pool
+    timeout: float | None = pool.connection_class(**pool.connection_kwargs).socket_timeout  # nothing is connected
+    return timeout
 
 
 def is_name(text: str) -> bool:

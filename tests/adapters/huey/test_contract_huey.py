@@ -69,8 +69,8 @@ class TestApplicationsHuey(HueyContract):
     @classmethod
     def handler(cls, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HueyHandler]:
         cls.output = tmp_path_factory.mktemp("huey") / "consumers.log"
-        cls.url = redis_url
-        huey = PriorityRedisHuey("hueyshop", url=redis_url)
+        cls.url = f"{redis_url}?socket_timeout=60"  # as the page on Huey has it: no job is lost to a busy machine
+        huey = PriorityRedisHuey("hueyshop", url=cls.url)
         yield HueyHandler(huey=huey)
         huey.storage.pool.disconnect()
 

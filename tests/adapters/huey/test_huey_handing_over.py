@@ -28,11 +28,12 @@ from backgrounded import (
 )
 from backgrounded.handler import Feature
 from backgrounded.testing.probe import Probe, events, record
-from backgrounded_huey import _ledger, install
+from backgrounded_huey import HueyHandler, _ledger, install
 from huey import FileHuey, Huey, MemoryHuey, PriorityRedisExpireHuey, RedisHuey, SqliteHuey
 from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
 from huey.storage import MemoryStorage
 from hueytools import stored
+from redis import ConnectionPool
 
 from processes import forked, in_the_middle
 from servers import free_port
@@ -225,6 +226,18 @@ def test_a_huey_in_immediate_mode_is_refused_at_the_call(probe):
 
 
 # -- a name that may still be importing
+
+
+def test_doctor_says_which_huey_gives_up_on_its_server_too_soon(redis_url, handler):
+    for timeout, says in (("5", "gives up on its server after 5 s"), ("60", None), ("none", None)):
+        words = "" if timeout == "none" else f"socket_timeout={timeout}"
+        pool = ConnectionPool.from_url(f"{redis_url}?{words}", **({} if words else {"socket_timeout": None}))
+        found = list(HueyHandler(huey=RedisHuey("impatient", connection_pool=pool)).examine())
+        assert [says in finding.what for finding in found] == [True] * bool(says), timeout
+        assert not any(finding.gap for finding in found), "at most once is all that is promised"
+    assert not list(HueyHandler(huey=MemoryHuey()).examine())
+    assert not list(HueyHandler(redis_url).examine())
+    assert not list(handler.examine())
 
 
 def test_a_name_is_found_at_the_first_call_and_the_missing_line_is_said(module, probe, caplog):

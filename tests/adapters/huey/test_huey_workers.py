@@ -7,6 +7,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import backgrounded
@@ -19,6 +21,7 @@ from huey import PriorityRedisHuey
 from hueytools import Bomb
 
 from processes import forked
+from servers import redis
 from waiting import eventually
 
 HERE = Path(__file__).parent
@@ -165,6 +168,35 @@ def test_a_job_whose_worker_is_killed_does_not_run_again_and_the_next_one_runs(h
         probe.backgrounded(queue="q").note().wait(60)
         assert len(events(path, "holding")) == 1
         assert lost.state is State.RUNNING, "nobody is there to say otherwise"
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize(("patience", "is_lost"), [(60, False), (0.5, True)])
+def test_a_consumer_that_gives_up_on_its_server_loses_the_jobs_in_an_answer_that_comes_later(
+    monkeypatch, consume, probe, path, patience, is_lost
+):
+    with redis() as server:
+        url = f"{server.url}/0?socket_timeout={patience}"
+        monkeypatch.setenv("HUEYSHOP_REDIS", url)
+        huey = PriorityRedisHuey("hueyshop", url=url)
+        with backgrounded.using("huey", huey=huey), consume(PLAIN):
+            for number in range(10 if is_lost else 2):
+                due = time.time() + 2
+                job = probe.backgrounded(at=datetime.fromtimestamp(due, timezone.utc)).note(number)
+                eventually(huey.storage.schedule_size)
+                eventually(lambda due=due: time.time() > due - 0.02)
+                server.freeze()  # the scheduler asks once a second, so most often it has not asked since the job is due
+                eventually(lambda due=due: time.time() > due + 2)
+                server.thaw()
+                eventually(lambda: huey.storage.schedule_size() == 0)
+                if not is_lost:
+                    job.wait(60)
+                probe.backgrounded(priority=0).note("afterwards").wait(60)
+                ran = {event.given for event in events(path, "note")}
+                if probes.given(number) not in ran:
+                    break
+        huey.storage.pool.disconnect()
+    assert (probes.given(number) not in ran) is is_lost
 
 
 # -- what is taken back
