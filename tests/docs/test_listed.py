@@ -29,11 +29,13 @@ REFERENCE = ROOT / "docs" / "reference"
 SOURCES = sorted(ROOT.glob("*/src/**/*.py"))
 
 
-def on_rabbitmq() -> dict[str, Any]:
+def on_rabbitmq(**settings: Any) -> dict[str, Any]:
     """An application's own Celery app, with its results in Redis. Nothing is connected."""
     from celery import Celery
 
-    return {"app": Celery("shop", broker="amqp://localhost//", backend="redis://localhost", set_as_current=False)}
+    app = Celery("shop", broker="amqp://localhost//", backend="redis://localhost", set_as_current=False)
+    app.conf.update(settings)
+    return {"app": app}
 
 
 IN_THE_CORE = ("inline", "memory", "null", "thread")
@@ -50,8 +52,11 @@ COLUMNS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
 }
 """Which handler a column shows, and how it is made."""
 HANDLERS = sorted({handler for handler, _ in COLUMNS.values()})
-WITH: dict[str, dict[str, Any]] = {"rq": {"priorities": {8: "high"}}}
-"""Arguments that add features to a handler, by its name."""
+WITH: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+    "rq": ("priorities=", lambda: {"priorities": {8: "high"}}),
+    "celery, RabbitMQ": ("task_queue_max_priority", lambda: on_rabbitmq(task_queue_max_priority=10)),
+}
+"""What adds features to the handler of a column, and how it is made with it."""
 
 SHOWN = {
     REFERENCE / "features.md": tuple(COLUMNS),
@@ -66,7 +71,7 @@ BETWEEN = re.compile(r"(?<=<!-- features -->\n).*?(?=<!-- /features -->)", re.DO
 
 def feature_table(names: Iterable[str]) -> str:
     """What each handler keeps and promises, as a table of Markdown: printed from what the handlers declare."""
-    columns = {name: declared_by(*COLUMNS[name]) for name in names}
+    columns = {name: declared_in(name) for name in names}
     words = [str(feature) for feature in Feature] + ["delivery"]
     rows = [["feature", *columns], *([word, *(said[word] for said in columns.values())] for word in words)]
     widths = [max(len(row[number]) for row in rows) for number in range(len(rows[0]))]
@@ -74,15 +79,17 @@ def feature_table(names: Iterable[str]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["-" * width for width in widths], *body))
 
 
-def declared_by(name: str, arguments: Callable[[], dict[str, Any]]) -> dict[str, str]:
+def declared_in(column: str) -> dict[str, str]:
     """What one handler keeps, feature by feature: "yes", "no", or under which condition; and its delivery."""
+    name, arguments = COLUMNS[column]
     factory = handler_class(name)
     handler = factory(**arguments())
     needs = getattr(handler, "needs", {})
     kept = dict.fromkeys(Feature, "no") | dict.fromkeys(handler.features, "yes")
     kept |= {feature: f"needs {command[command.index('--') :]}" for feature, command in needs.items()}
-    for argument, value in WITH.get(name, {}).items():
-        kept |= dict.fromkeys(factory(**{argument: value}).features - handler.features, f"with {argument}=")
+    if column in WITH:
+        setting, arguments = WITH[column]
+        kept |= dict.fromkeys(factory(**arguments()).features - handler.features, f"with {setting}")
     return {**{str(feature): said for feature, said in kept.items()}, "delivery": handler.guarantees.delivery}
 
 
