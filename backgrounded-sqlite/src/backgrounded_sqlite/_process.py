@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Final
 
 import backgrounded
-from backgrounded.alarm import INSIST, LONGEST, SHORTEST
+from backgrounded.alarm import INSIST, LONGEST, SHORTEST, stopped_after
 from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_record
 
 from ._alive import Locks
@@ -252,7 +252,8 @@ def _set_last_resort(seconds: float) -> None:
 
 
 def _timed_out(job: Job) -> TimeoutError:
-    return TimeoutError(f"stopped after its timeout of {job.timeout:g} seconds")
+    assert job.timeout is not None, "or nobody would have set the alarm"
+    return stopped_after(job.timeout)
 
 
 class Watch:

@@ -34,6 +34,11 @@ class Expired(BaseException):
     """Raised in the running method; a BaseException, so that the method's own `except Exception` lets it pass."""
 
 
+def stopped_after(seconds: float) -> TimeoutError:
+    """What a run that took longer than it may has failed with, on every engine."""
+    return TimeoutError(f"stopped after its timeout of {seconds:g} seconds")
+
+
 class Alarm:
     """A stretch of a run that SIGALRM stops after so many seconds, which is a TimeoutError on every engine.
 
@@ -57,7 +62,7 @@ class Alarm:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._before)
         if self._has_rung and isinstance(error, self._raised):
-            raise TimeoutError(f"stopped after its timeout of {self.seconds:g} seconds") from error
+            raise stopped_after(self.seconds) from error
 
     def _ring(self, signum: int, frame: FrameType | None) -> None:
         if self._is_over:
@@ -101,7 +106,7 @@ class ThreadAlarm:
             # It was raised here, at the end of the stretch: it rings once, so the next try is the last one.
             error = error or self._raised()
         if self._has_rung and isinstance(error, self._raised):
-            raise TimeoutError(f"stopped after its timeout of {self.seconds:g} seconds") from error
+            raise stopped_after(self.seconds) from error
 
     def _end(self) -> bool:
         """Let nothing be raised from now on, nor be on its way. False: it has just arrived."""
