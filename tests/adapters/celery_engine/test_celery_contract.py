@@ -12,7 +12,7 @@ from backgrounded_celery import CeleryHandler
 from celery import Celery
 from celery_contract import PROBE, CeleryContract
 
-from servers import free_port, rabbitmq
+from servers import BUSY, free_port, rabbitmq
 
 pytestmark = pytest.mark.worker
 
@@ -26,7 +26,7 @@ def shop_on(broker: str, results: str) -> Mapping[str, str]:
 def fresh_shop() -> CeleryHandler:
     """A handler on the application's app, whose module is imported anew at the first use."""
     sys.modules.pop("celeryshop.celery", None)  # of another class, with another broker
-    return CeleryHandler("celeryshop.celery:app")
+    return CeleryHandler("celeryshop.celery:app", enqueue_timeout=BUSY)
 
 
 class TestOurApp(CeleryContract):

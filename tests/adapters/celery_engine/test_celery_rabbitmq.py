@@ -25,7 +25,7 @@ from celerytools import starts
 from kombu import Exchange, Queue
 
 from cutting_proxy import CuttingProxy, cutting_proxy
-from servers import RabbitMQ, freeze, rabbitmq
+from servers import BUSY, RabbitMQ, freeze, rabbitmq
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -60,7 +60,8 @@ def test_a_job_of_a_killed_worker_runs_again_at_once(handler, node, start_worker
 
 def test_a_url_of_rabbitmq_makes_an_app_with_priorities_and_results_where_it_says(node, shop_url, oracle, tmp_path):
     shop = {"BACKGROUNDED_APP": "celeryshop.jobs", "PYTHONPATH": str(HERE)}
-    with backgrounded.using("celery", url=f"{node.url}?result_backend={shop_url}", queue="ours") as handler:
+    url = f"{node.url}?result_backend={shop_url}"
+    with backgrounded.using("celery", url=url, queue="ours", enqueue_timeout=BUSY) as handler:
         jobs = [Item(oracle).backgrounded(priority=number).give(number) for number in (0, 9, 4)]
         with celery_worker(handler, ["ours"], tmp_path / "log", **shop):
             assert [job.result(30) for job in jobs] == [0, 9, 4]
@@ -80,7 +81,7 @@ def test_two_workers_of_the_command_work_on_one_machine(node, oracle, monkeypatc
     monkeypatch.delitem(sys.modules, "celeryshop.celery", raising=False)  # another test's, with another broker:
     monkeypatch.delattr("celeryshop.celery", raising=False)  # Celery asks the package, too
     shop = {"BACKGROUNDED_APP": "celeryshop.jobs", "PYTHONPATH": str(HERE)}
-    with backgrounded.using("celery", app="celeryshop.celery:app") as handler:
+    with backgrounded.using("celery", app="celeryshop.celery:app", enqueue_timeout=BUSY) as handler:
         first, second = (celery_worker(handler, ["twins"], tmp_path / name, **shop) for name in ("first", "second"))
         with first, second:
             for _ in range(2):
@@ -156,7 +157,7 @@ def test_queues_without_priorities_have_none_and_a_broker_that_says_no_is_an_err
 def test_a_call_after_a_broken_connection_goes_over_a_new_one(node, shop_url):
     with cutting_proxy(node.port) as proxy:
         app = Celery(uuid.uuid4().hex, broker=through(proxy, node), backend=shop_url, set_as_current=False)
-        with backgrounded.using("celery", app=app) as handler:
+        with backgrounded.using("celery", app=app, enqueue_timeout=BUSY) as handler:
             for _ in range(2):
                 Item("x").backgrounded(queue="nobody").give(1)
                 assert proxy.cut()
@@ -191,7 +192,7 @@ TOPICS = {
 def test_a_named_queue_gets_the_job_whatever_the_routes_add(node, shop_url, start_worker, oracle):
     app = Celery(uuid.uuid4().hex, broker=node.url, backend=shop_url, set_as_current=False)
     app.conf.update(TOPICS)
-    with backgrounded.using("celery", app=app) as handler:
+    with backgrounded.using("celery", app=app, enqueue_timeout=BUSY) as handler:
         job = Item(oracle).backgrounded(queue="video", retry=1).fail()
         routed = Item(oracle).backgrounded.give(1)
         with start_worker("-Q", "video", CELERYSHOP_BROKER=node.url):
@@ -214,7 +215,7 @@ def test_jobs_on_quorum_queues_wait_and_are_tried_again_where_they_are(
     monkeypatch.delitem(sys.modules, "celeryshop.quorum", raising=False)
     settings = {"CELERYSHOP_BROKER": node.url, "before": "celery -A celeryshop.quorum"}
     with (
-        backgrounded.using("celery", app="celeryshop.quorum:app") as handler,
+        backgrounded.using("celery", app="celeryshop.quorum:app", enqueue_timeout=BUSY) as handler,
         start_worker("-Q", "quorum", **settings),
         start_worker("-Q", "video-quorum", **settings),
     ):

@@ -5,22 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Final
 
 import dramatiq
 import pytest
 from backgrounded_dramatiq import DramatiqHandler
 from dramatiq_contract import HERE, DramatiqContract, for_pika, shop_on
 
-from servers import free_port, rabbitmq
+from servers import BUSY, free_port, rabbitmq
 
 pytestmark = pytest.mark.worker
 
 SHOP = {"BACKGROUNDED_URL": "dramatiq://dramatiqshop.broker:broker"}
-
-
-BUSY: Final = 30
-"""Seconds for a thousand confirmations: RabbitMQ on a machine that runs other tests as well may need more than two."""
 
 
 def fresh_shop() -> DramatiqHandler:
