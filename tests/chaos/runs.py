@@ -574,7 +574,7 @@ def workers_are_told_to_end(
             for _ in range(2):
                 run.hire(crew, *options)
             hit = 0
-            for _ in oracle.looks(READY + stops * 2.0):
+            for _ in oracle.looks(READY + stops * 6.0):  # each needs a worker that starts
                 for event in oracle.look():
                     if event.kind == "S" and event.worker in crew and event.worker not in moments:
                         moments[event.worker] = time.monotonic() + run.random.uniform(0, longest)
