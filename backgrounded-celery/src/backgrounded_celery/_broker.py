@@ -34,6 +34,9 @@ KEPT: Final = "backgrounded.kept"
 """The queue of jobs that were set aside."""
 PATIENCE: Final = 2.0
 """Seconds that a broker or a result backend has for each of its answers."""
+WORKER_PATIENCE: Final = 30.0
+"""The same in a worker, where nobody waits: what is given up there, and may have been sent, is handed over again, so a
+job runs once more than it should."""
 LONGEST_HOP: Final = 900.0
 """Seconds for which a worker may hold a message that is not due. Redis hands a message that was not acknowledged to
 another worker after its visibility timeout, RabbitMQ closes the channel after 30 minutes. So a longer delay is carried
@@ -316,9 +319,9 @@ def _renew_if_dead(connection: Any) -> None:
 
 
 @lru_cache(maxsize=8)
-def broker_of(app: Celery) -> Broker:
+def broker_of(app: Celery, patience: float = WORKER_PATIENCE) -> Broker:
     """The broker of an app, as a worker uses it."""
-    return Broker(app)
+    return Broker(app, patience)
 
 
 def hard_limit(timeout: float | None) -> float | None:

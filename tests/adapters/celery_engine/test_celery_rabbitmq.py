@@ -175,6 +175,24 @@ def test_a_retry_after_a_broken_connection_is_one(handler, node, shop_url, start
                 assert proxy.cut()
 
 
+def test_a_retry_on_a_broker_that_is_slow_to_answer_is_one(handler, node, start_worker, oracle, tmp_path):
+    """A worker has more patience than a caller: what it gives up, and may have sent, would run twice."""
+    gate = tmp_path / "gate"
+    with start_worker("-Q", "slow", CELERYSHOP_BROKER=node.url):
+        job = Item(oracle).backgrounded(queue="slow", retry=1).fail_behind(str(gate))
+        eventually(lambda: starts(oracle, job.id))
+        freeze(node.pid)
+        try:
+            gate.touch()
+            moment = time.monotonic()
+            eventually(lambda: time.monotonic() > moment + 4)
+        finally:
+            os.kill(node.pid, signal.SIGCONT)
+        assert job.wait(timeout=60) == "failed"
+        Item(oracle).backgrounded(queue="slow").give("afterwards").result(60)
+        assert [event.attempt for event in starts(oracle, job.id)] == [1, 2]
+
+
 def through(proxy: CuttingProxy, node: RabbitMQ) -> str:
     return node.url.replace(f":{node.port}", f":{proxy.port}")
 
