@@ -292,9 +292,9 @@ class HueyHandler:
 
     def examine(self) -> Iterator[Finding]:
         """Whether a Huey of the application's gives up on answers that its server may still send, with jobs in them."""
-        for line in self._searched():
+        for line in self._searched() if self._place is None else ():
             patience = patience_of(line.huey)
-            if self._place is None and patience is not None and patience < WORKER_PATIENCE:
+            if patience is not None and patience < WORKER_PATIENCE:
                 yield Finding(
                     f"The Huey {line.huey.name} gives up on its server after {patience:g} s: a consumer loses the jobs "
                     "in an answer that comes later.",

@@ -15,7 +15,7 @@ from typing import Any
 import backgrounded
 import pytest
 from backgrounded import BatchError, EnqueueError, Retry, UnsupportedOption
-from backgrounded.testing.probe import events
+from backgrounded.testing.probe import Probe, events
 from backgrounded_celery import CeleryHandler
 from celery import Celery
 from celery.signals import before_task_publish
@@ -177,10 +177,10 @@ def test_a_retry_after_a_broken_connection_is_one(handler, node, shop_url, start
 
 def test_a_retry_on_a_broker_that_is_slow_to_answer_is_one(handler, node, start_worker, oracle, tmp_path):
     """A worker has more patience than a caller: what it gives up, and may have sent, would run twice."""
-    gate = tmp_path / "gate"
-    with start_worker("-Q", "slow", CELERYSHOP_BROKER=node.url):
-        job = Item(oracle).backgrounded(queue="slow", retry=1).fail_behind(str(gate))
-        eventually(lambda: starts(oracle, job.id))
+    gate, probe = tmp_path / "gate", Probe(oracle)
+    with start_worker("-Q", "slow", CELERYSHOP_BROKER=node.url, BACKGROUNDED_APP="backgrounded.testing.probe"):
+        job = probe.backgrounded(queue="slow", retry=1).hold(str(gate), failures=9)
+        eventually(lambda: events(oracle, "holding"))
         freeze(node.pid)
         try:
             gate.touch()
@@ -189,8 +189,8 @@ def test_a_retry_on_a_broker_that_is_slow_to_answer_is_one(handler, node, start_
         finally:
             os.kill(node.pid, signal.SIGCONT)
         assert job.wait(timeout=60) == "failed"
-        Item(oracle).backgrounded(queue="slow").give("afterwards").result(60)
-        assert [event.attempt for event in starts(oracle, job.id)] == [1, 2]
+        probe.backgrounded(queue="slow").note("afterwards").wait(60)
+        assert [event.attempt for event in events(oracle, "holding")] == [1, 2]
 
 
 def through(proxy: CuttingProxy, node: RabbitMQ) -> str:

@@ -34,13 +34,6 @@ class Item(Backgrounded):
         self._start()
         raise ValueError(message)
 
-    def fail_behind(self, gate: str) -> None:
-        """Fail as soon as there is such a file."""
-        self._start()
-        while not Path(gate).exists():
-            time.sleep(0.01)
-        raise ValueError("no luck")
-
     def fail_in_our_words(self) -> None:
         self._start()
         raise NoLuck("no luck")
