@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -119,6 +120,18 @@ def _answer(port: int, question: bytes) -> bytes:
             return client.recv(100)
     except OSError:
         return b""
+
+
+@contextmanager
+def frozen(server: Server, seconds: float) -> Iterator[None]:
+    """A server that stands still for so long; the block is run at the beginning."""
+    server.freeze()
+    until = time.monotonic() + seconds
+    try:
+        yield
+        eventually(lambda: time.monotonic() > until)
+    finally:
+        server.thaw()
 
 
 def freeze(pid: int) -> None:

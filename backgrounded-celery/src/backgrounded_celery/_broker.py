@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from amqp.exceptions import AMQPError, ChannelError, MessageNacked
 from backgrounded import ConfigurationError
-from backgrounded.handler import KeptQueue, not_reached
+from backgrounded.handler import ENQUEUE_TIMEOUT, WORKER_PATIENCE, KeptQueue, not_reached
 from backgrounded.records import Records, redis_pool
 from celery import Celery
 from celery.backends.redis import RedisBackend
@@ -32,11 +32,6 @@ from .task import TASK
 
 KEPT: Final = "backgrounded.kept"
 """The queue of jobs that were set aside."""
-PATIENCE: Final = 2.0
-"""Seconds that a broker or a result backend has for each of its answers."""
-WORKER_PATIENCE: Final = 30.0
-"""The same in a worker, where nobody waits: what is given up there, and may have been sent, is handed over again, so a
-job runs once more than it should."""
 LONGEST_HOP: Final = 900.0
 """Seconds for which a worker may hold a message that is not due. Redis hands a message that was not acknowledged to
 another worker after its visibility timeout, RabbitMQ closes the channel after 30 minutes. So a longer delay is carried
@@ -79,7 +74,7 @@ class Message:
 class Broker(KeptQueue):
     """An app's broker and result backend, over connections of our own. Made once for an app and a process."""
 
-    def __init__(self, app: Celery, patience: float = PATIENCE) -> None:
+    def __init__(self, app: Celery, patience: float = ENQUEUE_TIMEOUT) -> None:
         self.app = app
         self.patience = patience
         self._pool: Any = None

@@ -20,6 +20,7 @@ from backgrounded import (
     InvalidOption,
 )
 from backgrounded.handler import (
+    ENQUEUE_TIMEOUT,
     Feature,
     Finding,
     Guarantees,
@@ -35,7 +36,7 @@ from backgrounded.records import Records, examine_redis
 from celery import Celery
 from redis.exceptions import RedisError
 
-from ._broker import FAILURES, PATIENCE, Broker, Message, never_sent
+from ._broker import FAILURES, Broker, Message, never_sent
 from ._settings import (
     EVERYTHING,
     Place,
@@ -80,7 +81,7 @@ class CeleryHandler:
         queue: str | None = None,
         result_backend: str | None = None,
         visibility_timeout: float | None = None,
-        enqueue_timeout: float = PATIENCE,
+        enqueue_timeout: float = ENQUEUE_TIMEOUT,
     ) -> None:
         if url is not None and app is not None:
             raise ConfigurationError("celery: give one of url and app, each says which app it is.")

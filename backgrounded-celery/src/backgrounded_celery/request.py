@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from backgrounded.handler import State, failure_record, printable
+from backgrounded.handler import ENQUEUE_TIMEOUT, State, failure_record, printable
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
 from celery.signals import task_revoked
 from celery.worker.request import Request as CeleryRequest
 
-from ._broker import PATIENCE, Message, broker_of
+from ._broker import Message, broker_of
 from ._run import end
 from .task import TASK
 
@@ -53,7 +53,7 @@ class Request(CeleryRequest):  # type: ignore[misc] # Celery has no types
 def _end(app: Any, id: Any, state: State, outcome: Any) -> None:
     """Write down the end of a job that cannot say it itself."""
     # The main process has all of its other jobs to serve.
-    end(broker_of(app, PATIENCE), Message(str(id), None, printable(id)), state, outcome)
+    end(broker_of(app, ENQUEUE_TIMEOUT), Message(str(id), None, printable(id)), state, outcome)
 
 
 @task_revoked.connect(weak=False)  # type: ignore[untyped-decorator] # as above

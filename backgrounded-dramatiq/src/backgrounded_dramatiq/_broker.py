@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import dramatiq
 from backgrounded import ConfigurationError
-from backgrounded.handler import Finding, Kept
+from backgrounded.handler import ENQUEUE_TIMEOUT, Finding, Kept
 from backgrounded.records import Records, examine_redis
 from dramatiq.common import current_millis, q_name
 from dramatiq.results import Results
@@ -26,8 +26,6 @@ logger = logging.getLogger("backgrounded")
 
 T = TypeVar("T")
 
-PATIENCE: Final = 2.0
-"""Seconds that a broker or a store has for each of its answers."""
 PAUSE: Final = 1.0
 """Seconds after which a worker tries again to reach a broker: what it has to say must not be lost."""
 
@@ -35,14 +33,15 @@ PAUSE: Final = 1.0
 class Broker:
     """A broker of Dramatiq's, and the store beside it.
 
-    `store` is the URL of a Redis for the records of jobs; without one they stand in the broker's own Redis, or in that
-    of its Results middleware.
+    Each of its answers has `patience` seconds; callers and workers have one of these each. `store` is the URL of a
+    Redis for the records of jobs; without one they stand in the broker's own Redis, or in that of its Results
+    middleware.
     """
 
     nested: Any = None
     """The handler of the calls that jobs make; it is made for the first, and lives as long as this."""
 
-    def __init__(self, broker: dramatiq.Broker, patience: float = PATIENCE, store: str | None = None) -> None:
+    def __init__(self, broker: dramatiq.Broker, patience: float = ENQUEUE_TIMEOUT, store: str | None = None) -> None:
         self.dramatiq = broker
         self.patience = patience
         self.store = store

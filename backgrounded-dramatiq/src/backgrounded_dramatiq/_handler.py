@@ -20,6 +20,7 @@ from backgrounded import (
     InvalidOption,
 )
 from backgrounded.handler import (
+    ENQUEUE_TIMEOUT,
     Feature,
     Finding,
     Guarantees,
@@ -33,7 +34,7 @@ from backgrounded.handler import (
 )
 from backgrounded.records import Records
 
-from ._broker import PATIENCE, Broker
+from ._broker import Broker
 from ._message import Message
 from ._middleware import attach, attach_to_those_to_come, waiting
 from ._sending import NotSent
@@ -85,7 +86,7 @@ class DramatiqHandler:
         heartbeat_timeout: float | None = None,
         processes: int | None = None,
         threads: int | None = None,
-        enqueue_timeout: float = PATIENCE,
+        enqueue_timeout: float = ENQUEUE_TIMEOUT,
     ) -> None:
         if url is not None and broker is not None:
             raise ConfigurationError("dramatiq: give one of url and broker, each says which broker it is.")
@@ -150,7 +151,7 @@ class DramatiqHandler:
     def _take(self, broker: dramatiq.Broker) -> Broker:
         if self._broker is None or self._broker.dramatiq is not broker:
             self._broker = Broker(broker, self._patience, self._store)
-            attach(broker, self._broker, self.queues)
+            attach(broker, self.queues, self._store)
             waiting.discard(self)
         return self._broker
 
@@ -344,15 +345,15 @@ class DramatiqHandler:
 
 
 class NestedHandler(DramatiqHandler):
-    """Hands what a job calls to the broker that the job came from, over the connections that its worker has anyway.
+    """Hands what a job calls to the broker that the job came from, and waits for it as long as any caller.
 
     It attaches nothing: what a handler of the application's has attached stays as it is.
     """
 
     def __init__(self, broker: Broker) -> None:
-        self._shared = broker
+        self._came_from = Broker(broker.dramatiq, store=broker.store)
         super().__init__(broker=broker.dramatiq)
 
     def _take(self, broker: dramatiq.Broker) -> Broker:
-        self._broker = self._shared
-        return self._shared
+        self._broker = self._came_from
+        return self._came_from

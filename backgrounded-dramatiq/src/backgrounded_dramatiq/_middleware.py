@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 import dramatiq
 import dramatiq.middleware
-from backgrounded.handler import printable
+from backgrounded.handler import WORKER_PATIENCE, printable
 from dramatiq.errors import ActorNotFound
 
 from ._broker import Broker
@@ -48,15 +48,16 @@ class Backgrounded(dramatiq.Middleware):
     """
 
     def __init__(self) -> None:
-        self.broker: Broker | None = None
+        self.store: str | None = None
         self.queues: set[str] = set()
+        self._broker: Broker | None = None
         self._current = threading.local()
 
     def broker_of(self, broker: dramatiq.Broker) -> Broker:
-        """The broker as our jobs use it: the handler's, if this process has configured one."""
-        if self.broker is None:
-            self.broker = Broker(broker)
-        return self.broker
+        """The broker as a worker uses it."""
+        if self._broker is None or self._broker.store != self.store:
+            self._broker = Broker(broker, WORKER_PATIENCE, self.store)
+        return self._broker
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         for handler in list(waiting):
@@ -150,8 +151,8 @@ class Actors(dict[str, Any]):
 _attaching: Final = threading.RLock()
 
 
-def attach(broker: dramatiq.Broker, ours: Broker | None = None, queues: Iterable[str] = ()) -> None:
-    """Let the workers of a broker run our jobs, and consume these queues. Twice is once."""
+def attach(broker: dramatiq.Broker, queues: Iterable[str] = (), store: str | None = None) -> None:
+    """Let the workers of a broker run our jobs, consume these queues, and find records there. Twice is once."""
     with _attaching:
         middleware = next((item for item in broker.middleware if isinstance(item, Backgrounded)), None)
         if middleware is None:
@@ -159,7 +160,7 @@ def attach(broker: dramatiq.Broker, ours: Broker | None = None, queues: Iterable
             # First, so that it sees a message before, and its outcome after all others.
             first = type(broker.middleware[0]) if broker.middleware else None
             broker.add_middleware(middleware, before=first)
-        middleware.broker = ours or middleware.broker
+        middleware.store = store or middleware.store
         middleware.queues |= set(queues)
         if not isinstance(broker.actors, Actors):
             broker.actors = Actors(middleware, broker)

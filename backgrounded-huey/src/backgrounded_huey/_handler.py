@@ -26,6 +26,8 @@ from backgrounded import (
     UnsupportedOption,
 )
 from backgrounded.handler import (
+    ENQUEUE_TIMEOUT,
+    WORKER_PATIENCE,
     Feature,
     Finding,
     Kept,
@@ -60,9 +62,6 @@ from ._settings import (
 logger = logging.getLogger("backgrounded")
 
 DEFAULT_URL: Final = "sqlite:///jobs.db"
-ENQUEUE_TIMEOUT: Final = 2.0
-WORKER_PATIENCE: Final = 30.0
-"""Seconds that a trip to the store may take in a worker: to give up there may lose a job."""
 _LEVEL: Final = 5
 """Our priority 5, and none, are Huey's 0, so that our jobs and the application's own tasks stand side by side."""
 

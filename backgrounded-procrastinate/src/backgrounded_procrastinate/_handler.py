@@ -16,6 +16,8 @@ import procrastinate
 import psycopg
 from backgrounded import Call, ConfigurationError, EnqueueError, InvalidOption
 from backgrounded.handler import (
+    ENQUEUE_TIMEOUT,
+    WORKER_PATIENCE,
     Feature,
     Guarantees,
     Kept,
@@ -43,10 +45,6 @@ from ._settings import (
     why_no_queue,
 )
 from ._store import RECOVER, Store
-
-ENQUEUE_TIMEOUT: Final = 2.0
-WORKER_PATIENCE: Final = 30.0
-"""Seconds that the database has for an answer to a worker."""
 
 Theirs = psycopg.Connection[Any] | Callable[[], psycopg.Connection[Any] | None]
 

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Final
 from backgrounded import BatchError, Call, CallError, ConfigurationError, EnqueueError, InvalidOption, NoResult
 from backgrounded.errors import DecodeError
 from backgrounded.handler import (
+    ENQUEUE_TIMEOUT,
     Feature,
     Finding,
     Kept,
@@ -65,7 +66,6 @@ DEATHS: Final = 2
 FAILURE_TTL: Final = 365 * 86_400
 """Seconds for which a job whose method failed is kept in the failed registry: RQ's own default."""
 RESULT_TTL: Final = 86_400
-ENQUEUE_TIMEOUT: Final = 2.0
 LONGEST_WAIT: Final = 1.0
 """Seconds until a wait for a result looks at the state again: a cancelled job writes no result."""
 

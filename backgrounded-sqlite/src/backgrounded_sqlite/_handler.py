@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final
 
 from backgrounded import Call, ConfigurationError, EnqueueError
 from backgrounded.handler import (
+    ENQUEUE_TIMEOUT,
     Feature,
     Finding,
     Guarantees,
@@ -36,7 +37,6 @@ from ._store import Store
 
 logger = logging.getLogger("backgrounded")
 
-ENQUEUE_TIMEOUT: Final = 2.0
 DEFAULT_QUEUE: Final = "default"
 GRACE: Final = 25.0
 """Seconds that running jobs have to finish after SIGTERM: less than the 30 that Kubernetes waits."""

@@ -46,6 +46,11 @@ logger = logging.getLogger("backgrounded")
 
 PROTOCOL: Final = 1
 """The version of this contract. It changes when an adapter written for it would stop working."""
+ENQUEUE_TIMEOUT: Final = 2.0
+"""Seconds that a caller waits for a broker or a store, where `enqueue_timeout` says nothing else."""
+WORKER_PATIENCE: Final = 30.0
+"""Seconds that a worker waits for them. No caller waits there, and what a worker gives up it has to hand over again: if
+the broker has taken it all the same, the job runs once more than it should."""
 
 
 class Feature(str, Enum):

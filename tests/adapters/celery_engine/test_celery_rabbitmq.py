@@ -25,7 +25,7 @@ from celerytools import starts
 from kombu import Exchange, Queue
 
 from cutting_proxy import CuttingProxy, cutting_proxy
-from servers import BUSY, RabbitMQ, freeze, rabbitmq
+from servers import BUSY, RabbitMQ, freeze, frozen, rabbitmq
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -181,13 +181,8 @@ def test_a_retry_on_a_broker_that_is_slow_to_answer_is_one(handler, node, start_
     with start_worker("-Q", "slow", CELERYSHOP_BROKER=node.url, BACKGROUNDED_APP="backgrounded.testing.probe"):
         job = probe.backgrounded(queue="slow", retry=1).hold(str(gate), failures=9)
         eventually(lambda: events(oracle, "holding"))
-        freeze(node.pid)
-        try:
+        with frozen(node, seconds=4):
             gate.touch()
-            moment = time.monotonic()
-            eventually(lambda: time.monotonic() > moment + 4)
-        finally:
-            os.kill(node.pid, signal.SIGCONT)
         assert job.wait(timeout=60) == "failed"
         probe.backgrounded(queue="slow").note("afterwards").wait(60)
         assert [event.attempt for event in events(oracle, "holding")] == [1, 2]

@@ -19,7 +19,7 @@ import dramatiq
 import pytest
 import redis
 from backgrounded import BatchError, ConfigurationError, EnqueueError, InvalidOption, UnsupportedOption, later
-from backgrounded.handler import Feature
+from backgrounded.handler import WORKER_PATIENCE, Feature
 from backgrounded.testing.probe import Probe, events
 from backgrounded_dramatiq import Backgrounded, DramatiqHandler, _handler, _run
 from backgrounded_dramatiq._broker import Broker
@@ -58,7 +58,13 @@ def no_broker_is_set() -> Iterator[None]:
 
 
 def handlers_on(url: str) -> dict[str, DramatiqHandler]:
-    return {"ours": DramatiqHandler(url), "borrowed": DramatiqHandler(broker=RedisBroker(url=url))}
+    """Ours, the application's, and a worker's for the calls of its jobs."""
+    worker_s = Broker(RedisBroker(url=url), WORKER_PATIENCE)
+    return {
+        "ours": DramatiqHandler(url),
+        "borrowed": DramatiqHandler(broker=RedisBroker(url=url)),
+        "nested": _handler.NestedHandler(worker_s),
+    }
 
 
 def messages_in(store: redis.Redis, queue: str, namespace: str = "backgrounded") -> list[dict[str, Any]]:
@@ -208,7 +214,7 @@ def test_a_thousand_calls_are_two_trips(url, store, monkeypatch):
 # -- a broker that is down, frozen, or gone
 
 
-@pytest.mark.parametrize("which", ["ours", "borrowed"])
+@pytest.mark.parametrize("which", ["ours", "borrowed", "nested"])
 def test_a_dead_broker_is_one_error_at_once(which):
     with backgrounded.using(handlers_on(f"redis://127.0.0.1:{free_port()}/0")[which]):
         started = time.monotonic()
@@ -218,7 +224,7 @@ def test_a_dead_broker_is_one_error_at_once(which):
         assert failed.value.uncertain is False
 
 
-@pytest.mark.parametrize("which", ["ours", "borrowed"])
+@pytest.mark.parametrize("which", ["ours", "borrowed", "nested"])
 def test_a_frozen_broker_is_one_error_in_two_seconds(which):
     with redis_server() as base:
         with redis.Redis.from_url(base) as connection:
@@ -564,7 +570,7 @@ def test_nested_calls_leave_a_handler_of_the_applications_alone(url, store, tmp_
     broker = RedisBroker(url=url)
     handler = DramatiqHandler(broker=broker, queue="mail", store=f"{url.rpartition('/')[0]}/1")
     middleware: Any = broker.middleware[0]
-    ours, queues = middleware.broker, set(middleware.queues)
+    stores, queues = middleware.store, set(middleware.queues)
     with backgrounded.using(handler, name="elsewhere"):  # no thread of the worker sees that
         job = Item(str(tmp_path / "oracle.jsonl")).backgrounded(handler="elsewhere", queue="mail").nest("unheard")
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
@@ -575,9 +581,8 @@ def test_nested_calls_leave_a_handler_of_the_applications_alone(url, store, tmp_
         worker.stop()
     assert handler.state(nested) == "queued"
     assert [message["message_id"] for message in messages_in(store, "unheard", "dramatiq")] == [nested]
-    assert (middleware.broker, middleware.queues) == (ours, queues)
-    assert handler.broker is ours
-    for client in (broker.client, ours.way.client, ours.records.client):
+    assert (middleware.store, middleware.queues) == (stores, queues)
+    for client in (broker.client, handler.broker.way.client, handler.broker.records.client):
         client.close()
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import backgrounded
 import pytest
@@ -17,7 +17,8 @@ from dramatiqshop.jobs import Item
 from dramatiqtools import send_wire, starts, wire
 
 from cutting_proxy import cutting_proxy
-from servers import freeze, redis_server
+from servers import frozen
+from servers import redis as server
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -60,7 +61,7 @@ def test_a_nested_call_goes_back_where_its_job_came_from(handler, start_worker, 
         assert backgrounded.job(job.result(timeout=60)).result(timeout=60) == "nested"
 
 
-def test_many_nested_calls_are_one_trip_over_the_worker_s_connections(handler, shop_url, start_worker, oracle):
+def test_many_nested_calls_are_one_trip_over_one_connection(handler, shop_url, start_worker, oracle):
     """This worker has configured nothing."""
     before = "dramatiq dramatiqshop.broker backgrounded_dramatiq.worker"
     with (
@@ -259,41 +260,58 @@ def test_a_worker_that_is_asked_to_stop_finishes_its_job_and_hands_the_others_ba
 
 def test_a_job_whose_record_cannot_be_reached_waits_and_then_runs_once(shop_url, start_worker, oracle):
     url = f"{shop_url.rpartition('/')[0]}/2"
-    with redis_server() as records:
-        with redis.Redis.from_url(records) as connection:
-            pid = connection.info("server")["process_id"]
-        handler = DramatiqHandler(url, store=f"{records}/0")
+    with server(appendonly="yes") as records:
+        handler = DramatiqHandler(url, store=f"{records.url}/0")
         ours = {"BACKGROUNDED_URL": f"dramatiq+{handler.url}", "before": OURS}
         with backgrounded.using(handler):
             job = Item(oracle).backgrounded(queue="away").give(1)
-            freeze(pid)  # before the worker is there: it cannot be quicker
-            try:
-                with start_worker("-Q", "away", **ours) as worker:
-                    eventually(lambda: "its record cannot be reached" in worker.log)
-                    os.kill(pid, signal.SIGCONT)
-                    assert job.result(timeout=60) == 1
-            finally:
-                os.kill(pid, signal.SIGCONT)
+            records.kill()  # before the worker is there: it cannot be quicker
+            with start_worker("-Q", "away", **ours) as worker:
+                eventually(lambda: "its record cannot be reached" in worker.log)
+                records.start()
+                assert job.result(timeout=60) == 1
         handler.close()
     assert len(starts(oracle, job.id)) == 1
 
 
-def test_a_worker_that_cannot_reach_its_broker_says_the_rest_when_it_can(start_worker, oracle):
-    """The broker is frozen while a job runs that has to be tried again."""
-    with redis_server() as base:
-        with redis.Redis.from_url(base) as connection:
-            pid = connection.info("server")["process_id"]
-        handler = DramatiqHandler(f"{base}/0")
-        ours = {"BACKGROUNDED_URL": f"dramatiq+{handler.url}", "before": OURS}
-        with backgrounded.using(handler), start_worker("-Q", "frozen", **ours) as worker:
-            job = Item(oracle).backgrounded(queue="frozen", retry=1).freeze(pid)
-            eventually(lambda: starts(oracle, job.id))
+def test_a_worker_that_cannot_reach_its_broker_says_the_rest_when_it_can(start_worker, oracle, tmp_path):
+    """The broker is dead when a job has failed that has to be tried again."""
+    gate = tmp_path / "gate"
+    with server(appendonly="yes") as broker:
+        handler = DramatiqHandler(f"{broker.url}/0")
+        with backgrounded.using(handler), probe_worker(start_worker, handler) as worker:
+            job = Probe(oracle).backgrounded(queue="away", retry=1).hold(str(gate), failures=9)
+            eventually(lambda: events(oracle, "holding"))
+            broker.kill()
+            gate.touch()
             eventually(lambda: "the broker cannot be reached, and is tried again" in worker.log)
-            os.kill(pid, signal.SIGCONT)
-            with pytest.raises(JobFailed, match="no luck"):
-                job.result(timeout=60)
+            broker.start()
+            assert job.wait(timeout=60) == "failed"
         handler.close()
-    assert {event.attempt for event in starts(oracle, job.id)} == {1, 2}
+    assert {event.attempt for event in events(oracle, "holding")} == {1, 2}
+
+
+def test_a_retry_on_a_redis_that_is_slow_to_answer_is_one(shop_url, start_worker, oracle, tmp_path):
+    """A worker has more patience than a caller: what it gives up, and may have sent, would run twice."""
+    gate, probe = tmp_path / "gate", Probe(oracle)
+    with server() as broker:
+        handler = DramatiqHandler(f"{broker.url}/0", store=shop_url)
+        with backgrounded.using(handler), probe_worker(start_worker, handler):
+            probe.backgrounded(queue="away", retry=1).fail(1).result(60)  # its worker is connected
+            job = probe.backgrounded(queue="away", retry=2).hold(str(gate), failures=9)
+            eventually(lambda: events(oracle, "holding"))
+            with frozen(broker, seconds=4):
+                gate.touch()
+            assert job.wait(timeout=60) == "failed"
+            probe.backgrounded(queue="away").note("afterwards").wait(60)
+        handler.close()
+    assert [event.attempt for event in events(oracle, "holding")] == [1, 2, 3]
+
+
+def probe_worker(start_worker: Any, handler: DramatiqHandler) -> Any:
+    """A worker of the queue "away", on a broker of ours."""
+    ours = {"BACKGROUNDED_URL": f"dramatiq+{handler.url}", "before": OURS}
+    return start_worker("-Q", "away", **ours, BACKGROUNDED_APP="backgrounded.testing.probe")
 
 
 # -- what was set aside

@@ -75,15 +75,6 @@ class Item(Backgrounded):
         words = {"Retry": Retry("again", delay=1), "SkipMessage": SkipMessage("no"), "Limit": RateLimitExceeded("no")}
         raise words.get(word, TimeLimitExceeded())
 
-    def freeze(self, pid: int) -> None:
-        """Stop another process, in the first attempt, and fail."""
-        if self._start() == 1:
-            os.kill(pid, signal.SIGSTOP)
-            threads = Path(f"/proc/{pid}/task")
-            while any(") T " not in (thread / "stat").read_text() for thread in threads.iterdir()):
-                time.sleep(0.01)
-        raise ValueError("no luck")
-
     def nest(self, queue: str) -> str:
         self._start()
         return Item(self.path).backgrounded(queue=queue).give("nested").id
