@@ -19,17 +19,17 @@ from typing import Any
 import backgrounded
 import kombu.transport.redis
 import pytest
-import redis
 from backgrounded import InvalidOption, JobFailed, NoResult, Retry
 from backgrounded.handler import Feature
-from backgrounded.testing.probe import events
+from backgrounded.testing.probe import Probe, events
 from backgrounded_celery import CeleryHandler
 from celery import Celery
 from celery_contract import celery_worker
 from celeryshop.jobs import Item
 from celerytools import starts
 
-from servers import freeze, redis_server
+from servers import frozen
+from servers import redis as server
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -362,26 +362,41 @@ def test_a_long_delay_is_carried_in_hops_and_runs_once(shop_url, start_worker, o
 
 
 def test_a_job_whose_record_cannot_be_reached_waits_and_then_runs_once(shop_url, start_worker, oracle):
-    with redis_server() as results:
-        app = Celery("away", broker=shop_url, backend=f"{results}/0", set_as_current=False)
-        with redis.Redis.from_url(results) as connection:
-            pid = connection.info("server")["process_id"]
+    with server(appendonly="yes") as results:
+        backend = f"{results.url}/0"
+        app = Celery("away", broker=shop_url, backend=backend, set_as_current=False)
         with backgrounded.using("celery", app=app):
             job = Item(oracle).backgrounded(queue="away").give(1)
-            freeze(pid)  # before the worker is there: it cannot be quicker
-            try:
-                with start_worker("-Q", "away", CELERYSHOP_RESULTS=f"{results}/0") as worker:
-                    eventually(lambda: "its record cannot be reached" in worker.log)
-                    os.kill(pid, signal.SIGCONT)
-                    assert job.result(timeout=60) == 1
-            finally:
-                os.kill(pid, signal.SIGCONT)
+            results.kill()  # before the worker is there: it cannot be quicker
+            with start_worker("-Q", "away", CELERYSHOP_RESULTS=backend) as worker:
+                eventually(lambda: "its record cannot be reached" in worker.log)
+                results.start()
+                assert job.result(timeout=60) == 1
     assert len(starts(oracle, job.id)) == 1
 
 
-def test_a_worker_that_is_asked_to_stop_finishes_its_job(handler, start_worker, oracle, tmp_path):
-    from backgrounded.testing.probe import Probe
+def test_a_retry_on_a_redis_that_is_slow_to_answer_is_one(shop_url, start_worker, oracle, tmp_path):
+    """A worker has more patience than a caller: what it gives up, and may have sent, would run twice."""
+    gate, probe = tmp_path / "gate", Probe(oracle)
+    with server() as broker:
+        url = f"{broker.url}/0"
+        app = Celery(uuid.uuid4().hex, broker=url, backend=shop_url, set_as_current=False)
+        with (
+            backgrounded.using("celery", app=app) as handler,
+            start_worker("-Q", "slow", CELERYSHOP_BROKER=url, BACKGROUNDED_APP="backgrounded.testing.probe"),
+        ):
+            probe.backgrounded(queue="slow", retry=1).fail(1).result(60)  # its worker is connected
+            job = probe.backgrounded(queue="slow", retry=2).hold(str(gate), failures=9)
+            eventually(lambda: events(oracle, "holding"))
+            with frozen(broker, seconds=4):
+                gate.touch()
+            assert job.wait(timeout=60) == "failed"
+            probe.backgrounded(queue="slow").note("afterwards").wait(60)
+            handler.close()
+    assert [event.attempt for event in events(oracle, "holding")] == [1, 2, 3]
 
+
+def test_a_worker_that_is_asked_to_stop_finishes_its_job(handler, start_worker, oracle, tmp_path):
     gate = tmp_path / "gate"
     with start_worker("-Q", "stopping") as worker:
         job = Probe(oracle).backgrounded(queue="stopping").hold(str(gate))
