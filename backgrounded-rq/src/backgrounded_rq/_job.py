@@ -90,6 +90,7 @@ class Job(RQJob):
         self.serializer: Any
         if self.serializer in (DefaultSerializer, JSONSerializer) or isinstance(self.serializer, PlainSerializer):
             self.serializer = _WRITERS[False]
+        self._attempts_read = 0
 
     @classmethod
     def fetch(cls, id: str, connection: Any = None, serializer: Any = None) -> Job:
@@ -122,9 +123,31 @@ class Job(RQJob):
             super().restore({b"data": b"", b"origin": fields.get(b"origin", b"").decode(errors="replace").encode()})
             self.timeout, self.failure_ttl = -1, -1
         self.data = data
+        self._attempts_read = self.number_of_retries or 0
         self.origin, self.description = printable(self.origin), printable(self.description or "")
         if self.retries_left is not None:
             self.retries_left = min(self.retries_left, MOST_RETRIES)
+
+    @property
+    def should_retry(self) -> bool:
+        return super().should_retry or self._has_gone_on()
+
+    def retry(self, queue: Any, pipeline: Any) -> None:
+        """RQ's way on after a death, unless the run has said before it what comes next: then that would come twice.
+
+        RQ takes a run for dead that was killed between that and its process's end, and one whose process ends in the
+        very moment in which its worker looks after it, once in `--job-monitoring-interval` seconds: it loses the exit
+        status to its own alarm.
+        """
+        if not self._has_gone_on():
+            super().retry(queue, pipeline)
+
+    def _has_gone_on(self) -> bool:
+        """Whether somebody has counted an attempt since this object was read."""
+        try:
+            return int(self.connection.hget(self.key, "number_of_retries") or 0) > self._attempts_read
+        except ValueError:  # somebody has written there
+            return False
 
     def _is_meta(self, data: bytes) -> bool:
         try:

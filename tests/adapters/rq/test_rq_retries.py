@@ -50,6 +50,19 @@ def test_a_job_whose_process_dies_runs_again(handler, kind, tag, starts):
     assert [attempt for attempt, _ in starts(tag)] == [1, 1, 1]
 
 
+@pytest.mark.parametrize(("wait", "deaths"), [(0, 0), (1, 0), (0, 2)])
+def test_a_process_that_dies_when_it_has_said_what_comes_next_makes_no_attempt_twice(
+    handler, start_worker, tag, starts, wait, deaths
+):
+    worker = start_worker([*handler.worker_command([tag]), "--verbose"], BACKGROUNDED_APP="rqshop.mortal")
+    item = Item(tag).backgrounded(queue=tag, retry=Retry(2, wait=wait))
+    with pytest.raises(JobFailed):
+        item.fail_but_die_on(*range(1, deaths + 1)).result(timeout=60)
+    assert item.echo(1).result(timeout=60) == 1
+    assert worker.log.count("terminated unexpectedly") == deaths + 2
+    assert [attempt for attempt, _ in starts(tag)] == [*[1] * deaths, 1, 2, 3, 1]
+
+
 def test_a_job_that_kills_three_processes_is_kept_and_can_be_replayed(handler, kind, tag, starts, redis):
     job = Item(tag).backgrounded(queue=kind).die(3)
     with pytest.raises(NoResult, match="kept"):
