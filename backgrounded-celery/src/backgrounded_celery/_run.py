@@ -17,7 +17,18 @@ from typing import Any, Final
 
 import backgrounded
 from backgrounded.alarm import Alarm
-from backgrounded.handler import Again, Delivery, Keep, Skip, State, failure_from, failure_record, positive, printable
+from backgrounded.handler import (
+    WORKER_PATIENCE,
+    Again,
+    Delivery,
+    Keep,
+    Skip,
+    State,
+    failure_from,
+    failure_record,
+    positive,
+    printable,
+)
 from backgrounded.records import RESULT_TTL
 from billiard.process import current_process
 from celery import Celery
@@ -153,10 +164,13 @@ def _run(task: Any, message: Message, deaths: int | None) -> Any:
 
 @lru_cache(maxsize=8)
 def _handler_of(app: Celery) -> Any:
-    """A handler for nested calls, where this worker has configured none: the same app, and one set of connections."""
+    """A handler for nested calls, where this worker has configured none: the same app, and one set of connections.
+
+    It has a worker's patience: a job that fails for a broker that is slow makes its calls again when it is retried.
+    """
     from ._handler import CeleryHandler  # here, not above: most workers need no handler
 
-    return CeleryHandler(app=app)
+    return CeleryHandler(app=app, enqueue_timeout=WORKER_PATIENCE)
 
 
 def _has_alarm() -> bool:

@@ -345,15 +345,16 @@ class DramatiqHandler:
 
 
 class NestedHandler(DramatiqHandler):
-    """Hands what a job calls to the broker that the job came from, and waits for it as long as any caller.
+    """Hands what a job calls to the broker that the job came from, over the connections and with the patience that its
+    worker has anyway.
 
     It attaches nothing: what a handler of the application's has attached stays as it is.
     """
 
     def __init__(self, broker: Broker) -> None:
-        self._came_from = Broker(broker.dramatiq, store=broker.store)
+        self._shared = broker
         super().__init__(broker=broker.dramatiq)
 
     def _take(self, broker: dramatiq.Broker) -> Broker:
-        self._broker = self._came_from
-        return self._came_from
+        self._broker = self._shared
+        return self._shared

@@ -49,8 +49,8 @@ PROTOCOL: Final = 1
 ENQUEUE_TIMEOUT: Final = 2.0
 """Seconds that a caller waits for a broker or a store, where `enqueue_timeout` says nothing else."""
 WORKER_PATIENCE: Final = 30.0
-"""Seconds that a worker waits for them. No caller waits there, and what a worker gives up it has to hand over again: if
-the broker has taken it all the same, the job runs once more than it should."""
+"""Seconds that a worker waits for them, also with what its jobs call. No person waits there, and what a worker gives up
+it has to hand over again: if the broker has taken it all the same, the job runs once more than it should."""
 
 
 class Feature(str, Enum):

@@ -19,12 +19,13 @@ import redis
 from backgrounded import ConfigurationError, EnqueueError, InvalidOption, UnsupportedOption, later
 from backgrounded.handler import Feature
 from backgrounded.testing.probe import Probe
-from backgrounded_celery import CeleryHandler
+from backgrounded_celery import CeleryHandler, _run
 from celery import Celery
 from kombu import Exchange, Queue
 
 from processes import forked, in_the_middle
-from servers import free_port, freeze, redis_server
+from servers import free_port, freeze, frozen, redis_server
+from servers import redis as server
 from waiting import eventually
 
 KOMBU_BATCHES = hasattr(kombu.Producer, "batch")
@@ -389,3 +390,16 @@ def test_what_a_worker_has_to_know_of_an_app_of_ours_stands_in_its_url(url, monk
     assert found.app.conf.broker_transport_options["visibility_timeout"] == 60
     assert (found.app.conf.broker_url, found.app.backend.url) == (url, "redis://h:7/1")
     backgrounded.reset()
+
+
+# -- calls of jobs, in a process that has configured no handler for them
+
+
+def test_a_nested_call_bears_a_broker_that_is_slow_to_answer():
+    with server() as place:
+        handler = _run._handler_of(app_of(f"{place.url}/0"))
+        with backgrounded.using(handler), ThreadPoolExecutor(1) as thread:
+            with frozen(place, seconds=4):
+                job = thread.submit(copy_context().run, Probe("x").backgrounded.note)
+            assert job.result(60).id
+        handler.close()
