@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import zlib
 from collections.abc import Mapping
@@ -90,7 +91,7 @@ class Job(RQJob):
         self.serializer: Any
         if self.serializer in (DefaultSerializer, JSONSerializer) or isinstance(self.serializer, PlainSerializer):
             self.serializer = _WRITERS[False]
-        self._attempts_read = 0
+        self._attempts_read = 0.0
 
     @classmethod
     def fetch(cls, id: str, connection: Any = None, serializer: Any = None) -> Job:
@@ -123,7 +124,7 @@ class Job(RQJob):
             super().restore({b"data": b"", b"origin": fields.get(b"origin", b"").decode(errors="replace").encode()})
             self.timeout, self.failure_ttl = -1, -1
         self.data = data
-        self._attempts_read = self.number_of_retries or 0
+        self._attempts_read = _number(fields.get(b"number_of_retries"))
         self.origin, self.description = printable(self.origin), printable(self.description or "")
         if self.retries_left is not None:
             self.retries_left = min(self.retries_left, MOST_RETRIES)
@@ -144,10 +145,7 @@ class Job(RQJob):
 
     def _has_gone_on(self) -> bool:
         """Whether somebody has counted an attempt since this object was read."""
-        try:
-            return int(self.connection.hget(self.key, "number_of_retries") or 0) > self._attempts_read
-        except ValueError:  # somebody has written there
-            return False
+        return _number(self.connection.hget(self.key, "number_of_retries")) > self._attempts_read
 
     def _is_meta(self, data: bytes) -> bool:
         try:
@@ -171,6 +169,14 @@ class Job(RQJob):
         from .run import perform  # here, not above: `run` is imported by workers, this module by callers as well
 
         return perform
+
+
+def _number(field: bytes | str | None) -> float:
+    """What RQ counts in a job's hash. What somebody has written there is above nothing, and nothing above it."""
+    try:
+        return int(field or 0)
+    except ValueError:
+        return math.nan
 
 
 def _is_dropped(field: bytes) -> bool:

@@ -131,6 +131,8 @@ def hostile_fields(canary: Path) -> dict[str, dict[str, Any]]:
         "numbers": {"timeout": "x", "result_ttl": "x", "failure_ttl": "x", "retries_left": "x"},
         "texts": {"worker_name": b"\xff", "origin": b"\xff\xfe", "description": b"\xff"},
         "dependencies": {"dependency_ids": "[[[", "allow_dependency_failures": "x"},
+        "times, in a later attempt": {"created_at": "yesterday", "number_of_retries": 5},
+        "attempts": {"number_of_retries": "x"},
         "retries without end": {"retries_left": 10**12, "number_of_retries": -(10**12)},
         "intervals": {"retry_intervals": '["x"]', "retries_left": 2},
         "exception": {"exc_info": b"x\x9c" + b"\x00" * 10},
