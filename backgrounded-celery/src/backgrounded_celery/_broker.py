@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from amqp.exceptions import AMQPError, ChannelError, MessageNacked
 from backgrounded import ConfigurationError
-from backgrounded.handler import ENQUEUE_TIMEOUT, WORKER_PATIENCE, KeptQueue, not_reached
+from backgrounded.handler import WORKER_PATIENCE, KeptQueue, not_reached
 from backgrounded.records import Records, redis_pool
 from celery import Celery
 from celery.backends.redis import RedisBackend
@@ -74,7 +74,7 @@ class Message:
 class Broker(KeptQueue):
     """An app's broker and result backend, over connections of our own. Made once for an app and a process."""
 
-    def __init__(self, app: Celery, patience: float = ENQUEUE_TIMEOUT) -> None:
+    def __init__(self, app: Celery, patience: float) -> None:
         self.app = app
         self.patience = patience
         self._pool: Any = None

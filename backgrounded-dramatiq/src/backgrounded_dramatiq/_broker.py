@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import dramatiq
 from backgrounded import ConfigurationError
-from backgrounded.handler import ENQUEUE_TIMEOUT, Finding, Kept
+from backgrounded.handler import Finding, Kept
 from backgrounded.records import Records, examine_redis
 from dramatiq.common import current_millis, q_name
 from dramatiq.results import Results
@@ -41,7 +41,7 @@ class Broker:
     nested: Any = None
     """The handler of the calls that jobs make; it is made for the first, and lives as long as this."""
 
-    def __init__(self, broker: dramatiq.Broker, patience: float = ENQUEUE_TIMEOUT, store: str | None = None) -> None:
+    def __init__(self, broker: dramatiq.Broker, patience: float, store: str | None = None) -> None:
         self.dramatiq = broker
         self.patience = patience
         self.store = store

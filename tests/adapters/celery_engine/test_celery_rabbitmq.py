@@ -15,7 +15,7 @@ from typing import Any
 import backgrounded
 import pytest
 from backgrounded import BatchError, EnqueueError, Retry, UnsupportedOption
-from backgrounded.testing.probe import Probe, events
+from backgrounded.testing.probe import events
 from backgrounded_celery import CeleryHandler
 from celery import Celery
 from celery.signals import before_task_publish
@@ -25,7 +25,8 @@ from celerytools import starts
 from kombu import Exchange, Queue
 
 from cutting_proxy import CuttingProxy, cutting_proxy
-from servers import BUSY, RabbitMQ, freeze, frozen, rabbitmq
+from servers import BUSY, RabbitMQ, freeze, rabbitmq
+from slow_retry import attempts_on_a_slow
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -175,17 +176,9 @@ def test_a_retry_after_a_broken_connection_is_one(handler, node, shop_url, start
                 assert proxy.cut()
 
 
-def test_a_retry_on_a_broker_that_is_slow_to_answer_is_one(handler, node, start_worker, oracle, tmp_path):
-    """A worker has more patience than a caller: what it gives up, and may have sent, would run twice."""
-    gate, probe = tmp_path / "gate", Probe(oracle)
+def test_a_retry_on_a_broker_that_is_slow_to_answer_is_one(handler, node, start_worker, tmp_path):
     with start_worker("-Q", "slow", CELERYSHOP_BROKER=node.url, BACKGROUNDED_APP="backgrounded.testing.probe"):
-        job = probe.backgrounded(queue="slow", retry=1).hold(str(gate), failures=9)
-        eventually(lambda: events(oracle, "holding"))
-        with frozen(node, seconds=4):
-            gate.touch()
-        assert job.wait(timeout=60) == "failed"
-        probe.backgrounded(queue="slow").note("afterwards").wait(60)
-        assert [event.attempt for event in events(oracle, "holding")] == [1, 2]
+        assert attempts_on_a_slow(node, "slow", tmp_path) == [1, 2, 3]
 
 
 def through(proxy: CuttingProxy, node: RabbitMQ) -> str:

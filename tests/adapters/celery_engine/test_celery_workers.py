@@ -28,8 +28,8 @@ from celery_contract import celery_worker
 from celeryshop.jobs import Item
 from celerytools import starts
 
-from servers import frozen
 from servers import redis as server
+from slow_retry import attempts_on_a_slow
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -375,9 +375,7 @@ def test_a_job_whose_record_cannot_be_reached_waits_and_then_runs_once(shop_url,
     assert len(starts(oracle, job.id)) == 1
 
 
-def test_a_retry_on_a_redis_that_is_slow_to_answer_is_one(shop_url, start_worker, oracle, tmp_path):
-    """A worker has more patience than a caller: what it gives up, and may have sent, would run twice."""
-    gate, probe = tmp_path / "gate", Probe(oracle)
+def test_a_retry_on_a_redis_that_is_slow_to_answer_is_one(shop_url, start_worker, tmp_path):
     with server() as broker:
         url = f"{broker.url}/0"
         app = Celery(uuid.uuid4().hex, broker=url, backend=shop_url, set_as_current=False)
@@ -385,15 +383,8 @@ def test_a_retry_on_a_redis_that_is_slow_to_answer_is_one(shop_url, start_worker
             backgrounded.using("celery", app=app) as handler,
             start_worker("-Q", "slow", CELERYSHOP_BROKER=url, BACKGROUNDED_APP="backgrounded.testing.probe"),
         ):
-            probe.backgrounded(queue="slow", retry=1).fail(1).result(60)  # its worker is connected
-            job = probe.backgrounded(queue="slow", retry=2).hold(str(gate), failures=9)
-            eventually(lambda: events(oracle, "holding"))
-            with frozen(broker, seconds=4):
-                gate.touch()
-            assert job.wait(timeout=60) == "failed"
-            probe.backgrounded(queue="slow").note("afterwards").wait(60)
+            assert attempts_on_a_slow(broker, "slow", tmp_path) == [1, 2, 3]
             handler.close()
-    assert [event.attempt for event in events(oracle, "holding")] == [1, 2, 3]
 
 
 def test_a_worker_that_is_asked_to_stop_finishes_its_job(handler, start_worker, oracle, tmp_path):

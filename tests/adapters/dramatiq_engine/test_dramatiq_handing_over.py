@@ -566,7 +566,7 @@ def test_nested_calls_leave_a_handler_of_the_applications_alone(url, store, tmp_
     broker = RedisBroker(url=url)
     handler = DramatiqHandler(broker=broker, queue="mail", store=f"{url.rpartition('/')[0]}/1")
     middleware: Any = broker.middleware[0]
-    stores, queues = middleware.store, set(middleware.queues)
+    before = middleware.store, set(middleware.queues)
     with backgrounded.using(handler, name="elsewhere"):  # no thread of the worker sees that
         job = Item(str(tmp_path / "oracle.jsonl")).backgrounded(handler="elsewhere", queue="mail").nest("unheard")
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
@@ -577,7 +577,7 @@ def test_nested_calls_leave_a_handler_of_the_applications_alone(url, store, tmp_
         worker.stop()
     assert handler.state(nested) == "queued"
     assert [message["message_id"] for message in messages_in(store, "unheard", "dramatiq")] == [nested]
-    assert (middleware.store, middleware.queues) == (stores, queues)
+    assert (middleware.store, middleware.queues) == before
     for client in (broker.client, handler.broker.way.client, handler.broker.records.client):
         client.close()
 
@@ -591,7 +591,7 @@ def test_threads_that_nest_their_first_calls_at_once_get_one_handler(url, monkey
         make(self, broker)
 
     monkeypatch.setattr(_handler.NestedHandler, "__init__", make_together)
-    broker = Broker(RedisBroker(url=url))
+    broker = Broker(RedisBroker(url=url), WORKER_PATIENCE)
     with ThreadPoolExecutor(8) as threads:
         found = {*threads.map(_run._handler_of, [broker] * 8)}
     assert found == {_run._handler_of(broker)}

@@ -17,7 +17,6 @@ import pika
 import pytest
 from backgrounded import BatchError, EnqueueError, NoResult
 from backgrounded.__main__ import main
-from backgrounded.testing.probe import Probe, events
 from backgrounded_dramatiq import DramatiqHandler, _rabbit
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.results import Results
@@ -27,8 +26,9 @@ from dramatiqshop.jobs import Item, open_files
 from dramatiqtools import send_wire, starts, wire
 
 from processes import forked
-from servers import RabbitMQ, free_port, freeze, frozen, rabbitmq
+from servers import RabbitMQ, free_port, freeze, rabbitmq
 from servers import redis as server
+from slow_retry import attempts_on_a_slow
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -105,18 +105,9 @@ def test_a_frozen_broker_is_one_error_in_two_seconds(handler, node, url):
     eventually(lambda: _is_sent(handler))
 
 
-def test_a_retry_on_a_broker_that_is_slow_to_answer_is_one(handler, node, work, oracle, tmp_path):
-    """A worker has more patience than a caller: what it gives up, and may have sent, would run twice."""
-    gate, probe = tmp_path / "gate", Probe(oracle)
+def test_a_retry_on_a_broker_that_is_slow_to_answer_is_one(handler, node, work, tmp_path):
     with work("slow", BACKGROUNDED_APP="backgrounded.testing.probe"):
-        probe.backgrounded(queue="slow", retry=1).fail(1).result(60)  # its worker is connected
-        job = probe.backgrounded(queue="slow", retry=2).hold(str(gate), failures=9)
-        eventually(lambda: events(oracle, "holding"))
-        with frozen(node, seconds=4):
-            gate.touch()
-        assert job.wait(timeout=60) == "failed"
-        probe.backgrounded(queue="slow").note("afterwards").wait(60)
-    assert [event.attempt for event in events(oracle, "holding")] == [1, 2, 3]
+        assert attempts_on_a_slow(node, "slow", tmp_path) == [1, 2, 3]
 
 
 def _is_sent(handler: DramatiqHandler) -> bool:
@@ -156,7 +147,7 @@ def test_a_batch_that_stops_half_way_says_what_became_of_each(handler, url, monk
     assert sorted(job.state for job in jobs) == ["queued"] * 2 + ["unsent"] * 3
 
 
-def test_many_nested_calls_go_over_one_connection(url, shop_url, start_worker, oracle):
+def test_many_nested_calls_go_over_the_worker_s_connections(url, shop_url, start_worker, oracle):
     """This worker has configured nothing."""
     broker = RabbitmqBroker(url=url, confirm_delivery=True, max_priority=9)
     broker.add_middleware(Results(backend=RedisBackend(url=shop_url)))

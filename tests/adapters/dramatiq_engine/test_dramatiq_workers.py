@@ -17,8 +17,8 @@ from dramatiqshop.jobs import Item
 from dramatiqtools import send_wire, starts, wire
 
 from cutting_proxy import cutting_proxy
-from servers import frozen
 from servers import redis as server
+from slow_retry import attempts_on_a_slow
 from waiting import eventually
 
 pytestmark = pytest.mark.worker
@@ -61,7 +61,7 @@ def test_a_nested_call_goes_back_where_its_job_came_from(handler, start_worker, 
         assert backgrounded.job(job.result(timeout=60)).result(timeout=60) == "nested"
 
 
-def test_many_nested_calls_are_one_trip_over_one_connection(handler, shop_url, start_worker, oracle):
+def test_many_nested_calls_are_one_trip_over_the_worker_s_connections(handler, shop_url, start_worker, oracle):
     """This worker has configured nothing."""
     before = "dramatiq dramatiqshop.broker backgrounded_dramatiq.worker"
     with (
@@ -291,21 +291,12 @@ def test_a_worker_that_cannot_reach_its_broker_says_the_rest_when_it_can(start_w
     assert {event.attempt for event in events(oracle, "holding")} == {1, 2}
 
 
-def test_a_retry_on_a_redis_that_is_slow_to_answer_is_one(shop_url, start_worker, oracle, tmp_path):
-    """A worker has more patience than a caller: what it gives up, and may have sent, would run twice."""
-    gate, probe = tmp_path / "gate", Probe(oracle)
+def test_a_retry_on_a_redis_that_is_slow_to_answer_is_one(shop_url, start_worker, tmp_path):
     with server() as broker:
         handler = DramatiqHandler(f"{broker.url}/0", store=shop_url)
         with backgrounded.using(handler), probe_worker(start_worker, handler):
-            probe.backgrounded(queue="away", retry=1).fail(1).result(60)  # its worker is connected
-            job = probe.backgrounded(queue="away", retry=2).hold(str(gate), failures=9)
-            eventually(lambda: events(oracle, "holding"))
-            with frozen(broker, seconds=4):
-                gate.touch()
-            assert job.wait(timeout=60) == "failed"
-            probe.backgrounded(queue="away").note("afterwards").wait(60)
+            assert attempts_on_a_slow(broker, "away", tmp_path) == [1, 2, 3]
         handler.close()
-    assert [event.attempt for event in events(oracle, "holding")] == [1, 2, 3]
 
 
 def probe_worker(start_worker: Any, handler: DramatiqHandler) -> Any:
