@@ -41,8 +41,9 @@ class HandlerContract(
     A test whose feature the handler does not declare is skipped and says which; before that, the option is made sure to
     be refused at the call. What else can be given: `dead_handler`, `environment`, `worker_output` (see `Frame`), and
 
-    `deadline`: seconds that a test waits for an effect that must come. `lateness`: seconds by which a job that is due
-    may be late. `immediate`: jobs run at the call. `runs`: whether jobs run at all. `many`: the size of a big batch.
+    `deadline`: seconds that a test waits for an effect that must come, of many for each. `lateness`: seconds by which a
+    job that is due may be late. `immediate`: jobs run at the call. `runs`: whether jobs run at all. `many`: the size of
+    a big batch.
 
     A promise cannot be overridden without a reason: `exempt` maps the names of tests to sentences that say why this
     handler cannot keep them. Such a test is skipped with the reason, or replaced where the subclass has its own.

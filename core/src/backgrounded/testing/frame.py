@@ -95,14 +95,19 @@ class Oracle:
         return probes.events(self.path, what)
 
     def wait(self, what: str, count: int = 1) -> list[Event]:
-        """The events called `what`, once there are `count` of them; fails when the deadline has passed."""
-        found: list[Event] = []
+        """The events called `what`, once there are `count` of them; fails when the next one does not come in time.
 
-        def enough() -> bool:
+        The deadline is that of one event: how many jobs an engine runs in a second is no promise.
+        """
+        found = self.events(what)
+
+        def another() -> bool:
+            known = len(found)
             found[:] = self.events(what)
-            return len(found) >= count
+            return len(found) > known
 
-        self._contract.until(enough, lambda: f"{count} x {what!r}, but saw {[e.what for e in self.events()]}")
+        while len(found) < count:
+            self._contract.until(another, lambda: f"{count} x {what!r}, but saw {[e.what for e in self.events()]}")
         return found
 
     def wait_in_vain(self, what: str, count: int) -> None:
