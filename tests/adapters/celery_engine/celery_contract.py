@@ -15,6 +15,9 @@ from processes import running
 from servers import free_port
 
 PROBE = {"BACKGROUNDED_APP": "backgrounded.testing.probe"}
+AGAIN = 20.0
+"""Seconds after which the pool's process of a worker is told to end, too. Celery 5.7 that is told in the moment when a
+job ends waits for it for ever, about once in a thousand times; with a task of its own as with ours."""
 
 
 class CeleryContract(HandlerContract):
@@ -67,6 +70,7 @@ def celery_worker(
         environment={**PROBE, **environment},
         output=output,
         is_ready=lambda: output.exists() and any(is_ready(line, name) for line in output.read_text().splitlines()),
+        again=AGAIN,
     )
 
 

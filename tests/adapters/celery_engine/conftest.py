@@ -13,7 +13,7 @@ from typing import Any
 
 import backgrounded
 import pytest
-from celery_contract import PROBE, is_ready
+from celery_contract import AGAIN, PROBE, is_ready
 
 from processes import running
 from servers import redis_server
@@ -85,6 +85,7 @@ class Worker:
             environment={"PYTHONPATH": folders, **PROBE, **given, **environment},
             output=path,
             is_ready=lambda: any(is_ready(line, self.name) for line in self.log.splitlines()),
+            again=AGAIN,
         )
 
     @property
