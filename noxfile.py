@@ -99,9 +99,9 @@ def soak(session: nox.Session) -> None:
 
 
 SERVED = "tests/chaos/test_chaos_served.py"
-CHAOS = {  # which tests, and how many side by side: the embedded engine is measured in milliseconds, the others wait
-    "embedded": (["tests/chaos", f"--ignore={SERVED}"], "2"),
-    "served": ([SERVED], "5"),
+CHAOS = {  # which tests, and how many side by side, short and long: one engine counts milliseconds, the others wait
+    "embedded": (["tests/chaos", f"--ignore={SERVED}"], "2", "0"),
+    "served": ([SERVED], "5", "3"),
 }
 
 
@@ -111,8 +111,11 @@ def chaos(session: nox.Session, engines: str) -> None:
     """Kill, freeze and skew workers and servers, fill the disk: what is lost? `-- --long` in full, with what is marked
     slow, `-- --seed N` once more, `-- --engine NAME` of one engine alone."""
     session.install(*ALL, *group("tests"))
-    tests, beside = CHAOS[engines]
-    size = ["-o", "faulthandler_timeout=5400"] if "--long" in session.posargs else ["-n", beside, "-m", "not slow"]
+    tests, beside, beside_long = CHAOS[engines]
+    if "--long" in session.posargs:
+        size = ["-n", beside_long, "-o", "faulthandler_timeout=5400"]
+    else:
+        size = ["-n", beside, "-m", "not slow"]
     session.run("pytest", "-q", *size, *tests, *session.posargs)
 
 
