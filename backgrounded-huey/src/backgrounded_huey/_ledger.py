@@ -49,6 +49,7 @@ class Ledger:
         """A kept job is going to wait. It counts as kept, too, until `drop_copy`: what dies or fails in between loses
         nothing."""
         self._store.put_data(_REPLAYED + id, _json(record))
+        self._store.delete_data(_mark(id, 1))  # of a cancellation that came too late, and died
         self.expect(id, 1, None)
 
     def drop_copy(self, id: str) -> None:
@@ -65,11 +66,15 @@ class Ledger:
 
     def cancel(self, id: str) -> bool:
         """Take the job back, if it waits and no worker has it."""
-        record = self._read(id)
-        if record.get("state") != _WAITING or not self._store.put_if_empty(_mark(id, record["attempt"]), _CANCELLED):
-            return False
-        self.end(id, None, State.CANCELLED)  # the mark stays, until a worker comes upon what is in the queue
-        return True
+        while (record := self._read(id)).get("state") == _WAITING:
+            mark = _mark(id, record["attempt"])
+            if not self._store.put_if_empty(mark, _CANCELLED):
+                return False
+            if self._read(id) == record:
+                self.end(id, None, State.CANCELLED)  # the mark stays, until a worker comes upon what is in the queue
+                return True
+            self._store.delete_data(mark)  # that run had begun and ended before the mark was down
+        return False
 
     def end(self, id: str, attempt: int | None, state: State, **what: Any) -> None:
         """The job has ended, and what is to be known of that; a job that was set aside is never forgotten."""

@@ -513,6 +513,31 @@ def test_a_replay_that_fails_after_the_job_is_in_its_queue_says_that_it_may_be(h
     assert len(queue) == 1
 
 
+def test_a_kept_job_is_not_taken_back_by_a_cancellation_that_died_before_it_was_replayed(
+    huey, probe, path, monkeypatch
+):
+    class Death(BaseException): ...
+
+    def run_and_die(*words):
+        monkeypatch.undo()
+        run_all(huey)
+        assert huey.storage.put_if_empty(*words)
+        raise Death
+
+    huey.storage.blocking = False
+    with backgrounded.using("huey", huey=huey) as handler:
+        kept = probe.backgrounded.note()
+        huey.dequeue()
+        handler.enqueue(with_method(kept, "nope", path))
+        monkeypatch.setattr(huey.storage, "put_if_empty", run_and_die)
+        with pytest.raises(Death):  # it had seen the job wait
+            kept.cancel()
+        assert kept.state is State.KEPT
+        handler.replay(kept.id)
+        run_all(huey)
+        assert kept.state is State.KEPT  # it ran, and there is still no such method
+
+
 def test_only_so_many_ended_jobs_are_remembered_in_every_kind_of_store(huey, probe, path, monkeypatch):
     """With them goes what Huey itself keeps of a failure that nobody asks for."""
     monkeypatch.setattr(_ledger, "REMEMBERED", 3)

@@ -203,19 +203,70 @@ def test_a_consumer_that_gives_up_on_its_server_loses_the_jobs_in_an_answer_that
 
 
 @pytest.mark.worker
-def test_a_cancellation_that_says_yes_is_kept_by_a_consumer_that_takes_jobs_all_the_time(handler, consume, probe, path):
-    with consume(handler.worker_command(["q"])):
-        jobs, cancelled = [], []
-        for number in range(60):
-            jobs.append(probe.backgrounded(queue="q").note(number))
-            if number % 2 and jobs[-1].cancel():
-                cancelled.append(number)
-        for job in jobs:
-            job.wait(60)
-        probe.backgrounded(queue="q").note("last").wait(60)
+def test_a_cancellation_that_says_yes_is_kept_by_a_consumer_that_takes_jobs_all_the_time(
+    file_url, consume, probe, path
+):
+    with backgrounded.using(
+        "huey", url=file_url, enqueue_timeout=30
+    ) as handler:  # the consumer has the file most often
+        with consume(handler.worker_command(["q"])):
+            jobs, cancelled = [], []
+            for number in range(60):
+                jobs.append(probe.backgrounded(queue="q").note(number))
+                if number % 2 and jobs[-1].cancel():
+                    cancelled.append(number)
+            for job in jobs:
+                job.wait(60)
+            probe.backgrounded(queue="q").note("last").wait(60)
+        handler.close()
     ran = [probes.given(number) for number in range(60) if number not in cancelled]
     assert cancelled
     assert [event.given for event in events(path, "note")] == [*ran, probes.given("last")]
+
+
+@pytest.fixture
+def run_first(shop, consume):
+    """After `run_first(condition)` the next cancellation stands still once it has seen that the job waits, until a
+    consumer has run the job and what the condition looks for is there."""
+
+    def stand_still(condition):
+        def put_late(*words):
+            del shop.storage.put_if_empty
+            with consume(PLAIN):
+                eventually(condition)
+            return shop.storage.put_if_empty(*words)
+
+        shop.storage.put_if_empty = put_late
+
+    with backgrounded.using("huey", huey=shop):
+        yield stand_still
+
+
+@pytest.mark.worker
+def test_a_cancellation_that_is_slower_than_the_worker_says_no_and_changes_nothing(shop, run_first, probe):
+    job = probe.backgrounded.note()
+    run_first(lambda: job.state.ended)
+    assert job.cancel() is False
+    assert job.state is State.SUCCEEDED
+    assert not marks(shop)
+
+
+@pytest.mark.worker
+def test_a_cancellation_that_is_slower_than_a_failing_run_takes_the_next_run_back(
+    shop, consume, run_first, probe, path
+):
+    job = probe.backgrounded(retry=backgrounded.Retry(1, wait=2)).fail(1)
+    run_first(lambda: job.state is State.SCHEDULED and not marks(shop))
+    assert job.cancel() is True
+    with consume(PLAIN):
+        eventually(lambda: not marks(shop))  # whoever comes upon a job that was taken back takes the mark away
+    assert job.state is State.CANCELLED
+    assert len(events(path, "fail")) == 1
+
+
+def marks(huey):
+    """The keys under which a run or a cancellation has a job."""
+    return [key for key in huey.storage.result_items() if "backgrounded.run:" in str(key)]
 
 
 @pytest.mark.worker
