@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timezone
 from pathlib import Path
 from typing import Any, Final
@@ -196,6 +198,34 @@ class _SqliteStorage(SqliteStorage):  # type: ignore[misc]  # Huey has no types
         connection = super().conn
         connection.execute(f"pragma busy_timeout = {round(1000 * self.lock.left())}")
         return connection
+
+    @contextmanager
+    def db(self, commit: bool = False, close: bool = False) -> Iterator[Any]:
+        """A use of the file; with `commit`, a transaction that writes."""
+        with super().db(False, close) as cursor:
+            if not commit:
+                yield cursor
+                return
+            self._begin(cursor)
+            try:
+                yield cursor
+            except BaseException:  # Huey ends its workers with a KeyboardInterrupt
+                cursor.connection.rollback()
+                raise
+            cursor.connection.commit()
+
+    def _begin(self, cursor: Any) -> None:
+        """Whoever must wait asks every millisecond. SQLite's own way of waiting sleeps longer with each try, and so a
+        call would starve where a consumer writes all the time on a slow disk."""
+        cursor.execute("pragma busy_timeout = 0")
+        while True:
+            try:
+                cursor.execute(self.begin_sql)
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or not self.lock.left():
+                    raise
+            time.sleep(random.uniform(0.0002, 0.001))
 
     def _create_connection(self) -> Any:
         connection = super()._create_connection()

@@ -291,6 +291,32 @@ def test_a_locked_file_is_an_enqueue_error_in_time(file_url, tmp_path, probe):
         handler.close()
 
 
+def test_a_file_that_is_almost_always_locked_takes_the_calls_in_its_short_pauses(handler, tmp_path, probe):
+    """As under a consumer that writes all the time to a slow disk."""
+    probe.backgrounded.note()
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def lock() -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as locker:
+            while not is_over.wait(0.003):
+                locker.execute("begin exclusive")
+                is_held.set()
+                is_over.wait(0.2)
+                locker.execute("rollback")
+
+    with ThreadPoolExecutor(1) as threads:
+        holding = threads.submit(lock)
+        try:
+            for _ in range(4):
+                is_held.clear()
+                assert is_held.wait(60)
+                probe.backgrounded.note()
+        finally:
+            is_over.set()
+        holding.result(60)
+    assert len(handler.serve("default")) == 5
+
+
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "not opened yet"])
 def test_on_a_locked_file_no_thread_waits_for_the_others_beyond_its_time(file_url, tmp_path, probe, is_open):
     def call(_: int) -> float:
