@@ -11,6 +11,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import random
 import select
 import signal
 import socket
@@ -39,7 +40,7 @@ TROUBLE: Final = 0.25
 """Seconds until a file that could not be used is tried again."""
 PATIENCE: Final = 5.0
 SOON: Final = 0.001
-"""Seconds until a method is told that was in the middle of a transaction of ours."""
+"""Seconds, at most, until a method is told that was in the middle of a transaction of ours."""
 LAST_RESORT: Final = 10.0
 """Seconds after its time limit at which a method that no signal reaches, inside of C code, ends with its process;
 also after the last signal that did reach it."""
@@ -141,7 +142,9 @@ class Process:
         if not self._in_method:
             return
         if is_in_use(frame):
-            signal.setitimer(signal.ITIMER_REAL, SOON, INSIST)
+            # At a moment that nobody can foresee: a method that calls without end on a slow disk is in the next
+            # transaction whenever a millisecond has passed since the one before.
+            signal.setitimer(signal.ITIMER_REAL, SOON * (1 - random.random()), INSIST)
             return
         if self.breaking_off:
             raise _HandBack

@@ -6,6 +6,7 @@ What happens is written to the oracle, the file at `path`, as the probe writes i
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import os
 import signal
@@ -88,6 +89,13 @@ class Item(Backgrounded):
             except BaseException:
                 record(self.path, "swallowed")
         return "went on"
+
+    def call_without_end(self) -> None:
+        """Call something in the background, for a queue that nobody serves, and do nothing in between."""
+        record(self.path, "call")
+        call = self.backgrounded(queue="nobody").pid
+        while True:
+            call()
 
     def stand_in_c(self) -> None:
         """Where no signal is looked at, and nobody else gets the interpreter either."""
@@ -203,7 +211,22 @@ def _insist_soon() -> None:
     _process.INSIST, _process.LAST_RESORT = 0.5, 1.5  # type: ignore[misc]  # Final, but for this
 
 
+def _have_a_slow_disk() -> None:
+    """Let each transaction of this process take its time, in C as an fsync does, where it comes to its end."""
+    from backgrounded_sqlite import _file
+
+    commit = _file._commit
+
+    def slow(connection: Any) -> None:
+        commit(connection)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10_000)
+
+    _file._commit = slow
+
+
 if "SQLITESHOP_DELIVERIES" in os.environ:
     _write_deliveries_down(os.environ["SQLITESHOP_DELIVERIES"])
 if "SQLITESHOP_IMPATIENT" in os.environ:
     _insist_soon()
+if "SQLITESHOP_SLOW_DISK" in os.environ:
+    _have_a_slow_disk()

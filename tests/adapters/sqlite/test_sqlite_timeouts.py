@@ -70,6 +70,17 @@ def test_a_method_that_swallows_it_always_is_told_again_and_again_and_its_proces
     assert len(events(oracle, "swallowed")) >= 4
 
 
+def test_a_method_that_calls_without_end_is_stopped_on_a_slow_disk_too(
+    handler: SQLiteHandler, workers: Workers, item: Item, oracle: str
+) -> None:
+    """Where it is in a transaction almost always, which is not broken off, and there again within a millisecond."""
+    with workers(handler, SQLITESHOP_IMPATIENT="yes", SQLITESHOP_SLOW_DISK="yes"):
+        for job in [limited(item, 0.05).call_without_end() for _ in range(20)]:
+            with pytest.raises(JobFailed, match=re.escape("timeout of 0.05 seconds")):
+                job.result(60)
+    assert len(events(oracle, "call")) == 20, "none of them has taken its process along"
+
+
 @pytest.mark.parametrize("told", [False, True], ids=["never-told", "told-once"])
 def test_a_method_that_no_signal_reaches_ends_with_its_process_which_says_where_it_stood(
     handler: SQLiteHandler, workers: Workers, item: Item, oracle: str, told: bool
