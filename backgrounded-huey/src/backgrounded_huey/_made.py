@@ -206,13 +206,13 @@ class _SqliteStorage(SqliteStorage):  # type: ignore[misc]  # Huey has no types
             if not commit:
                 yield cursor
                 return
-            self._begin(cursor)
             try:
+                self._begin(cursor)
                 yield cursor
+                cursor.connection.commit()
             except BaseException:  # Huey ends its workers with a KeyboardInterrupt
                 cursor.connection.rollback()
                 raise
-            cursor.connection.commit()
 
     def _begin(self, cursor: Any) -> None:
         """Whoever must wait asks every millisecond. SQLite's own way of waiting sleeps longer with each try, and so a

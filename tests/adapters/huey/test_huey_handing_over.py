@@ -291,6 +291,18 @@ def test_a_locked_file_is_an_enqueue_error_in_time(file_url, tmp_path, probe):
         handler.close()
 
 
+def test_a_transaction_that_ctrl_c_ends_is_rolled_back_and_holds_nobody_up(handler, tmp_path, probe):
+    def press_ctrl_c(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), handler.serve("default").storage.db(commit=True) as cursor:
+        press_ctrl_c(cursor.execute("delete from task"))
+    probe.backgrounded.note()
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db", timeout=0)) as other:
+        other.execute("begin exclusive")
+    assert len(handler.serve("default")) == 1
+
+
 def test_a_file_that_is_almost_always_locked_takes_the_calls_in_its_short_pauses(handler, tmp_path, probe):
     """As under a consumer that writes all the time to a slow disk."""
     probe.backgrounded.note()
