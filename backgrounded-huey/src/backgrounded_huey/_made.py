@@ -207,20 +207,20 @@ class _SqliteStorage(SqliteStorage):  # type: ignore[misc]  # Huey has no types
                 yield cursor
                 return
             try:
-                self._begin(cursor)
+                self._begin(cursor.connection)
                 yield cursor
                 cursor.connection.commit()
             except BaseException:  # Huey ends its workers with a KeyboardInterrupt
                 cursor.connection.rollback()
                 raise
 
-    def _begin(self, cursor: Any) -> None:
+    def _begin(self, connection: Any) -> None:
         """Whoever must wait asks every millisecond. SQLite's own way of waiting sleeps longer with each try, and so a
         call would starve where a consumer writes all the time on a slow disk."""
-        cursor.execute("pragma busy_timeout = 0")
+        connection.execute("pragma busy_timeout = 0")
         while True:
             try:
-                cursor.execute(self.begin_sql)
+                connection.execute(self.begin_sql)
                 return
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or not self.lock.left():
@@ -239,7 +239,7 @@ class _SqliteStorage(SqliteStorage):  # type: ignore[misc]  # Huey has no types
 
     def _make_tables(self, connection: Any) -> None:
         with connection:
-            connection.execute(self.begin_sql)
+            self._begin(connection)
             for statement in self.ddl:
                 connection.execute(statement)
         self.has_tables = True

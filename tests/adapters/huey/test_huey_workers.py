@@ -206,9 +206,8 @@ def test_a_consumer_that_gives_up_on_its_server_loses_the_jobs_in_an_answer_that
 def test_a_cancellation_that_says_yes_is_kept_by_a_consumer_that_takes_jobs_all_the_time(
     file_url, consume, probe, path
 ):
-    with backgrounded.using(
-        "huey", url=file_url, enqueue_timeout=30
-    ) as handler:  # the consumer has the file most often
+    """It is patient: the consumer has the file most often."""
+    with backgrounded.using("huey", url=file_url, enqueue_timeout=30) as handler:
         with consume(handler.worker_command(["q"])):
             jobs, cancelled = [], []
             for number in range(60):
